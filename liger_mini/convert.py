@@ -1,0 +1,131 @@
+"""linearize (chapter 07): swap every softmax attention for Liger Attention, keep every weight.
+
+A linearized model is a transformers model of its own type (`liger_llama`), so `save_pretrained`,
+`AutoModelForCausalLM.from_pretrained`, `generate`, PEFT and the Trainer work as on any other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from liger_mini.attention import IMPLEMENTATION, LigerAttention
+from liger_mini.structures import get_structure
+
+
+class LigerModel:
+    """What the linearized class of each family adds to the family's own: the swap, at construction."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        _swap_attention(self)
+
+
+class LigerLlamaConfig(LlamaConfig):
+    """A Llama config with three fields more.
+
+    Attributes:
+        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every.
+        layer_types, sliding_window: what transformers builds the decode cache from.
+    """
+
+    model_type = "liger_llama"
+
+
+class LigerLlamaForCausalLM(LigerModel, LlamaForCausalLM):
+    config_class = LigerLlamaConfig
+
+
+FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {LlamaForCausalLM: LigerLlamaForCausalLM}
+
+for _liger in FAMILIES.values():
+    AutoConfig.register(_liger.config_class.model_type, _liger.config_class)
+    AutoModelForCausalLM.register(_liger.config_class, _liger)
+
+
+def linearize(
+    model: PreTrainedModel,
+    structure: str = "gla",
+    window: int = 64,
+    mix: float = 0.5,
+    temper: float | None = None,
+    softmax_every: int | None = None,
+) -> PreTrainedModel:
+    """Turn a pretrained Transformer into a gated linear recurrent model, in place, adding no parameter.
+
+    Args:
+        model: a `LlamaForCausalLM`.
+        structure: a name in `liger_mini.structures`.
+        window: keys the softmax branch sees, the current one included (the paper's 64).
+        mix: the weight a of the recurrence; the window has b = 1 - a (the paper's 0.5).
+        temper: half-life of a neutral gate in tokens; None takes the structure's default.
+        softmax_every: keep every n-th block as ordinary softmax attention (the paper's "-H" has 8).
+    Returns:
+        The same object, its class now the family's Liger class.
+    Raises:
+        ValueError: an argument outside its range, or a model that is linearized already.
+        TypeError: a model of another family.
+    """
+    settings = dict(structure=structure, window=window, mix=mix, temper=temper, softmax_every=softmax_every)
+    _check_settings(**settings)
+    if isinstance(model, LigerModel):
+        raise ValueError("this model is linearized already; load the original to linearize it in another way")
+    liger = FAMILIES.get(type(model))
+    if liger is None:
+        allowed = ", ".join(family.__name__ for family in FAMILIES)
+        raise TypeError(f"cannot linearize a {type(model).__name__}: allowed are {allowed}")
+    layers = model.config.num_hidden_layers
+    config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
+    config.liger = settings
+    config.sliding_window = window
+    config.layer_types = [
+        "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
+    ]
+    config.architectures = [liger.__name__]
+    model.__class__ = liger
+    for module in model.modules():  # submodules hold the same config object
+        if getattr(module, "config", None) is not None:
+            module.config = config
+    model.generation_config._from_model_config = False
+    _swap_attention(model)
+    return model
+
+
+def _swap_attention(model: PreTrainedModel) -> None:
+    """Replace self_attn in every "hybrid_sliding" layer; its projections move over as they are."""
+    config = model.config
+    config._attn_implementation = IMPLEMENTATION
+    settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
+    for layer, layer_type in zip(model.model.layers, config.layer_types):
+        if layer_type == "hybrid_sliding":
+            layer.self_attn = LigerAttention(layer.self_attn, **settings)
+
+
+def load(path: str | Path, **kwargs) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained` for a local folder that says at once if there is none.
+
+    Args:
+        kwargs: passed on to transformers (dtype, device_map, …).
+    Raises:
+        FileNotFoundError: no folder at `path`. ValueError: a folder that holds no saved model.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no model folder at {path}")
+    if not (path / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
+        raise ValueError(f"{path} is not a saved model: it has no config.json (found: {found})")
+    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **kwargs)
+
+
+def _check_settings(structure: str, window: int, mix: float, temper: float | None, softmax_every: int | None) -> None:
+    get_structure(structure)
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"window = {window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
+    if not 0 <= mix <= 1:
+        raise ValueError(f"mix = {mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
+    if temper is not None and not 0 < temper < float("inf"):
+        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
+    if softmax_every is not None and (not isinstance(softmax_every, int) or softmax_every < 1):
+        raise ValueError(f"softmax_every = {softmax_every!r}: allowed are whole numbers ≥ 1, or None")

@@ -1,0 +1,118 @@
+"""Sliding-window softmax attention: each token attends to the last W keys, itself included (chapter 06).
+
+    o_t = Σ_{t-W < s ≤ t} softmax_s(q_t · k_s / √K) v_s
+
+| form    | time          | memory beyond inputs and outputs |
+|---------|---------------|----------------------------------|
+| naive   | O(T² K)       | O(T²) a head                     |
+| blocked | O(T W K)      | O(W²) a head at a time           |
+| step    | O(W K) a token| O(W) a head                      |
+
+The queries are the *last* Tq of the Tk keys' positions, so the same three functions serve a whole
+sequence (Tq = Tk), one token at decode (Tq = 1) and anything between.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+BACKENDS = ("auto", "naive", "blocked")
+
+
+def sliding_window_attention(
+    q: Float[Tensor, "B Tq H K"],
+    k: Float[Tensor, "B Tk Hkv K"],
+    v: Float[Tensor, "B Tk Hkv V"],
+    window: int,
+    *,
+    key_mask: Bool[Tensor, "B Tk"] | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "B Tq H V"]:
+    """Softmax attention over the last `window` keys, the current one included.
+
+    Args:
+        k, v: may have fewer heads than q (grouped keys/values: Hkv divides H), and may begin earlier
+            (Tk ≥ Tq: a cache in front).
+        key_mask: True where a key may be seen; False hides padding. A query that sees no key gives 0.
+        backend: "naive" | "blocked" | "auto" ("blocked"; for one query, one step).
+    Raises:
+        ValueError: window < 1, shapes that do not fit, an empty sequence, an unknown backend.
+    """
+    _check(q, k, v, window, key_mask, backend)
+    if key_mask is None:
+        key_mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, ·]
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    if backend == "naive":
+        o = naive(q, k, v, window, key_mask)
+    elif q.shape[2] == 1:
+        o = step(q, k, v, window, key_mask)
+    else:
+        o = blocked(q, k, v, window, key_mask)
+    return o.transpose(1, 2)
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+    """All T x T scores, with a band kept. q [B, H, Tq, K]; k, v [B, H, Tk, ·]; key_mask [B, Tk]."""
+    Tq, Tk = q.shape[2], k.shape[2]
+    i = torch.arange(Tk - Tq, Tk, device=q.device).unsqueeze(1)
+    j = torch.arange(Tk, device=q.device)
+    band = (j <= i) & (j > i - window)  # [Tq, Tk]
+    return softmax_attention(q, k, v, band & key_mask[:, None, None, :])
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+    """One query, the last W keys. What decoding runs."""
+    return softmax_attention(q, k[:, :, -window:], v[:, :, -window:], key_mask[:, None, None, -window:])
+
+
+def blocked(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+    """Blocks of W queries: each sees its own block of keys and the one before, so scores are W x 2W."""
+    B, H, Tq, _ = q.shape
+    W = min(window, k.shape[2])
+    reach = min(k.shape[2], Tq + W - 1)  # keys that any query can see
+    before, after = Tq + W - reach, -Tq % W  # zeros in front, so that keys start W before the queries
+    q = F.pad(q, (0, 0, 0, after)).unflatten(2, (-1, W))  # [B, H, N, W, K]
+    k, v = (F.pad(x[:, :, -reach:], (0, 0, before, after)) for x in (k, v))
+    seen = F.pad(key_mask[:, -reach:], (before, after))
+    k, v = (x.unfold(2, 2 * W, W).mT for x in (k, v))  # [B, H, N, 2W, ·]
+    seen = seen.unfold(1, 2 * W, W)[:, None, :, None, :]  # [B, 1, N, 1, 2W]
+    i = torch.arange(W, device=q.device).unsqueeze(1) + W
+    j = torch.arange(2 * W, device=q.device)
+    band = (j <= i) & (j > i - W)  # [W, 2W]
+    return softmax_attention(q, k, v, band & seen).flatten(2, 3)[:, :, :Tq]
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q kᵀ / √K) v over the visible pairs, in float32 at least; 0 for a query that sees nothing."""
+    compute = torch.promote_types(torch.float32, q.dtype)
+    scores = (q.to(compute) * q.shape[-1] ** -0.5) @ k.to(compute).mT
+    scores = scores.masked_fill(~visible, torch.finfo(compute).min)
+    weights = scores.softmax(-1).masked_fill(~visible, 0)
+    return (weights @ v.to(compute)).to(v.dtype)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None, backend: str) -> None:
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"window = {window}: allowed are whole numbers ≥ 1 (the current key counts)")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have four axes [B, T, heads, channels]")
+    if q.shape[1] == 0:
+        raise ValueError("empty sequence: T = 0, but attention needs at least one token")
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"shapes do not fit: {shapes}; needed are q [B, Tq, H, K], k [B, Tk, Hkv, K], v [B, Tk, Hkv, V]")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"the {k.shape[2]} key/value heads do not divide the {q.shape[2]} query heads: {shapes}")
+    if q.shape[1] > k.shape[1]:
+        raise ValueError(f"more queries than keys: {shapes}; the queries are the last Tq of the Tk positions")
+    if key_mask is not None and key_mask.shape != k.shape[:2]:
+        raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}; with these keys it must be {tuple(k.shape[:2])}")
