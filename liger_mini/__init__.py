@@ -5,16 +5,22 @@ convert, recover, evaluate. Importing it registers the linearized model types wi
 """
 
 from liger_mini.convert import linearize, load
+from liger_mini.evaluate import branch_ablation, evaluate
+from liger_mini.recover import recover
 from liger_mini.recurrences import explain_backend, gated_recurrence
 from liger_mini.structures import structures
+from liger_mini.version import __version__
 from liger_mini.window import sliding_window_attention
 
 __all__ = [
+    "__version__",
+    "branch_ablation",
+    "evaluate",
     "explain_backend",
     "gated_recurrence",
     "linearize",
     "load",
+    "recover",
     "sliding_window_attention",
     "structures",
 ]
-__version__ = "0.1.0"

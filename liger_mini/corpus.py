@@ -21,7 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from datasets import Dataset, load_dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 Split = Literal["train", "heldout"]
@@ -303,6 +306,56 @@ def _load_records(source: str | Path) -> Dataset:
             raise ValueError(f"{path}: allowed are .json, .jsonl and .parquet files")
         return load_dataset(readers[path.suffix], data_files=str(path), split="train")
     return load_dataset(str(source), split="train")
+
+
+# ---------------------------------------------------------------------------------------------
+# rows and batches
+# ---------------------------------------------------------------------------------------------
+class World(torch.utils.data.Dataset):
+    """What the embedded teacher is recovered on: stories and pydocs in turn, row i from (seed, i) alone.
+
+    Args:
+        rows: how many; they are made when asked for. length: tokens a row.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, length: int = 256, seed: int = 0):
+        self.tokenizer, self.rows, self.length, self.seed = tokenizer, rows, length, seed
+        self.docs = pydocs_tokens("train", tokenizer)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, i: int) -> dict[str, list[int]]:
+        if not 0 <= i < self.rows:
+            raise IndexError(f"row {i} of {self.rows}")
+        if i % 2:
+            return document_row(self.docs, random.Random(f"world/{self.seed}/{i}"), self.length)
+        row = encode_story(story(self.seed, "train", i), self.tokenizer, self.length)
+        return {"input_ids": row["input_ids"], "labels": row["labels"]}
+
+
+def document_row(stream: list[int], rng: random.Random, length: int) -> dict[str, list[int]]:
+    """`length` tokens from a random place of a token stream, all scored."""
+    start = rng.randrange(len(stream) - length)
+    ids = stream[start : start + length]
+    return {"input_ids": ids, "labels": list(ids)}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows of unequal length -> one right-padded batch: input_ids, attention_mask and labels, each [B, T]."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        def pad(values: list[list[int]], filler: int) -> Tensor:
+            return pad_sequence([torch.tensor(v) for v in values], batch_first=True, padding_value=filler)
+
+        return {
+            "input_ids": pad([row["input_ids"] for row in rows], self.pad_token_id),
+            "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
+            "labels": pad([row["labels"] for row in rows], IGNORE),
+        }
 
 
 def _check_split(split: str) -> None:

@@ -1,0 +1,199 @@
+"""Honest evaluation (chapter 09): loss, recall by distance, and which branch carries it.
+
+Recall is measured where it can fail. With window W and L layers, information can hop from window to
+window and travel at most the *reach* L · (W - 1) tokens; only the recurrence can pass on what is further away.
+
+* inside:  the answer was told at most W tokens before; one window sees it.
+* between: further than W, within the reach.
+* outside: the token that predicts the answer lies more than the reach behind the token that told it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from liger_mini import corpus
+from liger_mini.attention import LigerAttention
+
+DISTANCES = (8, 16, 32, 64, 96, 128, 192, 256)  # upper edges of the recall-by-distance bins, in tokens
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of answers whose every token is the model's first choice.
+
+    chance: what guessing among the values the story holds in force would score, on the same questions.
+    standard_error: of `recall`, binomial.
+    """
+
+    recall: float
+    chance: float
+    questions: int
+
+    @property
+    def standard_error(self) -> float:
+        return math.sqrt(self.recall * (1 - self.recall) / self.questions) if self.questions else math.nan
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` measured. Losses are in nats a token; `loss` is the mean of the two corpora's.
+
+    recall_inside, recall_outside: shorthand for ``recall["inside"].recall`` and ``recall["outside"].recall``.
+    recall_by_distance: (furthest distance of the bin in tokens, Recall) in rising order.
+    """
+
+    loss: float
+    loss_tinyworld: float
+    loss_pydocs: float
+    recall: dict[str, Recall]
+    recall_by_distance: list[tuple[int, Recall]]
+    window: int
+    reach: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+    @property
+    def recall_inside(self) -> float:
+        return self.recall["inside"].recall
+
+    @property
+    def recall_outside(self) -> float:
+        return self.recall["outside"].recall
+
+    def to_dict(self) -> dict:
+        """JSON-ready, derived values included."""
+        derived = {name: getattr(self, name) for name in ("perplexity", "recall_inside", "recall_outside")}
+        return {**asdict(self), **derived}
+
+
+@dataclass
+class HeldOut:
+    """The held-out rows every model of one run is measured on: stories with questions, and documents.
+
+    Args:
+        stories, documents: how many rows of each. length: tokens a row.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stories: int = 96
+    documents: int = 96
+    length: int = 256
+    seed: int = 0
+    story_rows: list[dict] = field(init=False, repr=False)
+    document_rows: list[dict] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        tokens, T = corpus.pydocs_tokens("heldout", self.tokenizer), self.length
+        available = len(tokens) // T
+        if self.documents > available:
+            raise ValueError(f"documents = {self.documents}: held-out pydocs has {available} rows of {T} tokens")
+        stride = available // self.documents  # spread over all held-out documents
+        starts = range(0, self.documents * stride * T, stride * T)
+        self.document_rows = [{"input_ids": tokens[s : s + T], "labels": tokens[s : s + T]} for s in starts]
+        sentences = max(40, T // 6)
+        self.story_rows = [
+            corpus.encode_story(corpus.story(self.seed, "heldout", i, sentences=sentences), self.tokenizer, T)
+            for i in range(self.stories)
+        ]
+
+
+@torch.no_grad()
+def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = None, batch_size: int = 16) -> Report:
+    """Loss, perplexity and recall of a model on held-out tinyworld and pydocs.
+
+    Args:
+        window: W for sorting questions into inside, between and outside; a linearized model knows its own,
+            a teacher must be told the one it is compared with.
+    Raises:
+        ValueError: no window given for a model that has none.
+    """
+    window = window or getattr(model.config, "sliding_window", None)
+    if not window:
+        raise ValueError("this model has no window; pass window=…, the one it will be compared with")
+    reach = model.config.num_hidden_layers * (window - 1)
+    was_training = model.training
+    model.eval()
+    document_loss, _ = _score(model, held_out.document_rows, batch_size)
+    story_loss, answers = _score(model, held_out.story_rows, batch_size)
+    model.train(was_training)
+    return Report(
+        loss=(document_loss + story_loss) / 2,
+        loss_tinyworld=story_loss,
+        loss_pydocs=document_loss,
+        recall={
+            "inside": _recall(answers, 0, window),
+            "between": _recall(answers, window, reach + 1),
+            "outside": _recall(answers, reach + 1, math.inf),
+        },
+        recall_by_distance=[(high, _recall(answers, low, high)) for low, high in zip((0, *DISTANCES), DISTANCES)],
+        window=window,
+        reach=reach,
+    )
+
+
+def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, list[tuple[bool, int, int]]]:
+    """Mean loss over all scored tokens, and (right?, distance, candidates) of every question."""
+    collate = corpus.Collator(model.config.pad_token_id or 0)
+    total, count, answers = 0.0, 0, []
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        batch = {name: x.to(model.device) for name, x in collate(chunk).items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch, use_cache=False).logits[:, :-1].float()
+        total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        count += (labels != corpus.IGNORE).sum().item()
+        right = (logits.argmax(-1) == labels).tolist()
+        for row, hits in zip(chunk, right):
+            for first, end, distance, candidates in row.get("questions", ()):
+                answers.append((all(hits[first - 1 : end - 1]), distance, candidates))
+    return total / count, answers
+
+
+def _recall(answers: list[tuple[bool, int, int]], above: float, up_to: float) -> Recall:
+    chosen = [(right, 1 / candidates) for right, distance, candidates in answers if above < distance <= up_to]
+    n = len(chosen)
+    if n == 0:
+        return Recall(math.nan, math.nan, 0)
+    return Recall(sum(right for right, _ in chosen) / n, sum(chance for _, chance in chosen) / n, n)
+
+
+BRANCHES = {"both": None, "window only": (0.0, 1.0), "recurrence only": (1.0, 0.0), "neither": (0.0, 0.0)}
+
+
+def branch_ablation(model: PreTrainedModel, held_out: HeldOut, *, batch_size: int = 16) -> dict[str, Report]:
+    """Evaluate with both branches, with each alone at full weight, and with neither.
+
+    "both" are the weights (a, b) the model has; a branch alone gets a weight of 1, so that it is not
+    blamed for half an output.
+    """
+    reports = {}
+    for name, weights in BRANCHES.items():
+        with branches(model, weights):
+            reports[name] = evaluate(model, held_out, batch_size=batch_size)
+    return reports
+
+
+@contextmanager
+def branches(model: PreTrainedModel, weights: tuple[float, float] | None) -> Iterator[None]:
+    """Inside the `with`, every Liger Attention mixes with these (a, b); None leaves them."""
+    layers = [module for module in model.modules() if isinstance(module, LigerAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no Liger Attention, so no branches: linearize it first")
+    before = [layer.branches for layer in layers]
+    try:
+        for layer in layers:
+            layer.branches = weights or layer.branches
+        yield
+    finally:
+        for layer, own in zip(layers, before):
+            layer.branches = own

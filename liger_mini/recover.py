@@ -1,0 +1,223 @@
+"""LoRA recovery (chapter 08): win the quality back by training a low-rank change of W_q, W_k and W_v.
+
+PEFT makes the adapters, transformers' Trainer runs the loop; what is ours is the recipe, a run folder that
+can be resumed after a kill, and the numbers that come back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from liger_mini.corpus import IGNORE, Collator
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of one recovery; the defaults are the paper's.
+
+    Attributes:
+        rank, alpha: of LoRA on W_q, W_k, W_v. The change of a weight is (alpha / rank) · B A.
+        learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
+        epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
+        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once).
+    """
+
+    rank: int = 8
+    alpha: float = 8
+    learning_rate: float = 1e-3
+    epochs: float = 2
+    steps: int | None = None
+    batch_size: int = 8
+    micro_batch_size: int | None = None
+    weight_decay: float = 0.0
+    bf16: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What `recover` measured. `losses` are (step, mean training loss since the last entry)."""
+
+    recipe: Recipe
+    losses: list[tuple[int, float]]
+    seconds: float
+    tokens: int
+    parameters: int
+    parameters_trained: int
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+def recover(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    *,
+    output_dir: str | Path,
+    recipe: Recipe = Recipe(),
+    save_every: int = 100,
+    log_every: int = 10,
+) -> Recovery:
+    """Train LoRA adapters on a linearized model and merge them into it, in place.
+
+    Running the same call again after an interruption goes on from the last complete checkpoint, to the
+    same losses. A finished run is loaded, not repeated.
+
+    Args:
+        dataset: rows of `input_ids` and `labels` (-100 = not scored), lists of equal length.
+        output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
+            ``adapter/`` (the PEFT adapter) and ``result.json``.
+    Raises:
+        FileExistsError: `output_dir` holds another run (or something else).
+        ValueError: an empty dataset, or one without the needed columns.
+        FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+    """
+    output_dir = Path(output_dir)
+    _check_dataset(dataset)
+    _claim(output_dir, model, dataset, recipe)
+    set_seed(recipe.seed)  # LoRA's A is drawn at random
+    use_cache, model.config.use_cache = model.config.use_cache, False
+    peft_model = get_peft_model(
+        model,
+        LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+    )
+    trained, total = peft_model.get_nb_trainable_parameters()
+    log = _MetricsLog(output_dir / "metrics.jsonl")
+    trainer = Trainer(
+        peft_model,
+        _training_arguments(output_dir, recipe, save_every, log_every),
+        train_dataset=dataset,
+        data_collator=Collator(model.config.pad_token_id or 0),
+        callbacks=[log],
+    )
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
+    peft_model.save_pretrained(output_dir / "adapter")
+    peft_model.merge_and_unload()
+    model.config.use_cache = use_cache
+    result = Recovery(
+        recipe=recipe,
+        losses=[(row["step"], row["loss"]) for row in log.rows],
+        seconds=log.rows[-1]["seconds"] if log.rows else 0.0,
+        tokens=log.rows[-1]["tokens"] if log.rows else 0,
+        parameters=total - trained,
+        parameters_trained=trained,
+    )
+    _write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
+    return result
+
+
+def _training_arguments(output_dir: Path, recipe: Recipe, save_every: int, log_every: int) -> TrainingArguments:
+    micro = recipe.micro_batch_size or recipe.batch_size
+    if recipe.batch_size % micro:
+        raise ValueError(f"micro_batch_size = {micro} does not divide batch_size = {recipe.batch_size}")
+    return TrainingArguments(
+        output_dir=str(output_dir / "checkpoints"),
+        max_steps=recipe.steps or -1,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch_size // micro,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.02,
+        weight_decay=recipe.weight_decay,
+        bf16=recipe.bf16,
+        logging_steps=log_every,
+        save_steps=save_every,
+        save_total_limit=2,
+        seed=recipe.seed,
+        include_num_input_tokens_seen="non_padding",
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+    )
+
+
+class _MetricsLog(TrainerCallback):
+    """One JSON line a log: step, loss, learning rate, tokens and seconds, sound across interruptions."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows, self.before = path, [], 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Keep what the checkpoint we start from has seen, drop what will be run again."""
+        if self.path.is_file():
+            self.rows = [row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step]
+            _write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.start = time.perf_counter()
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        if "loss" not in logs:  # the closing summary
+            return
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {state.global_step}; the checkpoints before it are in {args.output_dir}. "
+                "Lower the learning rate and start in another folder"
+            )
+        row = {
+            "step": state.global_step,
+            "loss": loss,
+            "learning_rate": float(logs["learning_rate"]),
+            "tokens": int(state.num_input_tokens_seen),
+            "seconds": round(self.before + time.perf_counter() - self.start, 3),
+        }
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
+    """Make `output_dir` this run's, or make sure that it is."""
+    liger = getattr(model.config, "liger", None)
+    run = {"recipe": dataclasses.asdict(recipe), "liger": liger, "rows": len(dataset), "first_row": list(dataset[0]["input_ids"])}
+    path = output_dir / "run.json"
+    if path.is_file():
+        there = json.loads(path.read_text())
+        changed = [name for name in run if there.get(name) != run[name]]
+        if changed:
+            details = "; ".join(f"{name}: there {there.get(name)}, now {run[name]}" for name in changed if name != "first_row")
+            raise FileExistsError(
+                f"{output_dir} holds another run ({details or 'trained on other data'}). Use another folder, or delete this one"
+            )
+    elif output_dir.exists() and any(output_dir.iterdir()):
+        raise FileExistsError(f"{output_dir} is not empty and is not a recovery run (no run.json). Use another folder")
+    else:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, json.dumps(run, indent=1))
+
+
+def _last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint the Trainer had finished writing (trainer_state.json comes last)."""
+    steps = sorted(int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file())
+    return str(folder / f"checkpoint-{steps[-1]}") if steps else None
+
+
+def _check_dataset(dataset: Dataset) -> None:
+    if len(dataset) == 0:
+        raise ValueError("the dataset is empty; recovery needs rows of input_ids and labels")
+    row = dataset[0]
+    missing = {"input_ids", "labels"} - set(row)
+    if missing:
+        raise ValueError(f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels")
+    if all(label == IGNORE for label in row["labels"]):
+        raise ValueError("the first row has no label to learn from (all are -100)")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a kill leaves the old file or the new one, never half of one."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
