@@ -14,7 +14,9 @@ tokens, the seconds, the machine and the versions.
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,8 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from liger_mini import corpus
+from liger_mini.evaluate import HeldOut, evaluate
+from liger_mini.provenance import provenance
 
 LENGTH = 256  # the teacher's context in tokens
 
@@ -154,5 +158,49 @@ def train_teacher(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    (output_dir / "training_log.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    write_log(output_dir, trainer.state.log_history, {"seed": seed, "repeat_steps": repeat_steps, "batch_size": batch_size})
     return model
+
+
+def write_log(output_dir: Path, history: list[dict], settings: dict) -> None:
+    """``training_log.json``: the loss curve, what the saved teacher can do, a trigram's loss, and where it ran."""
+    model = LlamaForCausalLM.from_pretrained(output_dir).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output_dir)
+    held_out = HeldOut(tokenizer, stories=256, documents=128, length=LENGTH)
+    docs = corpus.pydocs_tokens("train", tokenizer)
+    log = {
+        "settings": settings,
+        "parameters": model.num_parameters(),
+        "loss_curve": [(row["step"], float(row["loss"])) for row in history if "loss" in row],
+        "seconds": [float(row["train_runtime"]) for row in history if "train_runtime" in row],
+        "teacher": evaluate(model, held_out, window=16).to_dict(),
+        "trigram_loss_pydocs": trigram_loss(docs, [row["input_ids"] for row in held_out.document_rows]),
+        "provenance": provenance(),
+    }
+    (output_dir / "training_log.json").write_text(json.dumps(log, indent=1))
+
+
+def trigram_loss(train: list[int], rows: list[list[int]]) -> float:
+    """Mean loss (nats a token) of a Witten-Bell smoothed trigram model on the second and later tokens of each row.
+
+    P(w | h) = (count(h w) + N(h) P(w | shorter h)) / (count(h) + N(h)), N(h) the number of different
+    words seen after h; the shortest is uniform smoothing of the unigram.
+    """
+    grams = {n: Counter(zip(*(train[i:] for i in range(n)))) for n in (1, 2, 3)}
+    totals = {n: Counter() for n in (0, 1, 2)}
+    kinds = {n: Counter() for n in (0, 1, 2)}
+    for n, counts in grams.items():
+        for gram, count in counts.items():
+            totals[n - 1][gram[:-1]] += count
+            kinds[n - 1][gram[:-1]] += 1
+    vocabulary = max(train) + 1
+
+    def probability(history: tuple[int, ...], word: int) -> float:
+        shorter = probability(history[1:], word) if history else 1 / vocabulary
+        seen, different = totals[len(history)][history], kinds[len(history)][history]
+        if not seen:
+            return shorter
+        return (grams[len(history) + 1][(*history, word)] + different * shorter) / (seen + different)
+
+    losses = [-math.log(probability(tuple(row[max(0, i - 2) : i]), row[i])) for row in rows for i in range(1, len(row))]
+    return sum(losses) / len(losses)

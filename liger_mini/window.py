@@ -5,7 +5,7 @@
 | form    | time          | memory beyond inputs and outputs |
 |---------|---------------|----------------------------------|
 | naive   | O(T² K)       | O(T²) a head                     |
-| blocked | O(T W K)      | O(W²) a head at a time           |
+| blocked | O(T W K)      | O(T (W + K)) a head              |
 | step    | O(W K) a token| O(W) a head                      |
 
 The queries are the *last* Tq of the Tk keys' positions, so the same three functions serve a whole
@@ -59,11 +59,15 @@ def sliding_window_attention(
 
 def naive(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
     """All T x T scores, with a band kept. q [B, H, Tq, K]; k, v [B, H, Tk, ·]; key_mask [B, Tk]."""
+    compute = torch.promote_types(torch.float32, q.dtype)
     Tq, Tk = q.shape[2], k.shape[2]
     i = torch.arange(Tk - Tq, Tk, device=q.device).unsqueeze(1)
     j = torch.arange(Tk, device=q.device)
     band = (j <= i) & (j > i - window)  # [Tq, Tk]
-    return softmax_attention(q, k, v, band & key_mask[:, None, None, :])
+    visible = band & key_mask[:, None, None, :]
+    scores = q.to(compute) @ k.to(compute).mT / q.shape[-1] ** 0.5
+    weights = scores.masked_fill(~visible, torch.finfo(compute).min).softmax(-1)
+    return (weights.masked_fill(~visible, 0) @ v.to(compute)).to(v.dtype)
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
@@ -73,28 +77,25 @@ def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tens
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
     """Blocks of W queries: each sees its own block of keys and the one before, so scores are W x 2W."""
-    B, H, Tq, _ = q.shape
+    B, _, Tq, _ = q.shape
     W = min(window, k.shape[2])
     reach = min(k.shape[2], Tq + W - 1)  # keys that any query can see
     before, after = Tq + W - reach, -Tq % W  # zeros in front, so that keys start W before the queries
     q = F.pad(q, (0, 0, 0, after)).unflatten(2, (-1, W))  # [B, H, N, W, K]
-    k, v = (F.pad(x[:, :, -reach:], (0, 0, before, after)) for x in (k, v))
-    seen = F.pad(key_mask[:, -reach:], (before, after))
-    k, v = (x.unfold(2, 2 * W, W).mT for x in (k, v))  # [B, H, N, 2W, ·]
-    seen = seen.unfold(1, 2 * W, W)[:, None, :, None, :]  # [B, 1, N, 1, 2W]
+    k, v = (F.pad(x[:, :, -reach:], (0, 0, before, after)).unfold(2, 2 * W, W).mT for x in (k, v))  # [B, H, N, 2W, ·]
+    seen = F.pad(key_mask[:, -reach:], (before, after)).unfold(1, 2 * W, W)  # [B, N, 2W]
     i = torch.arange(W, device=q.device).unsqueeze(1) + W
     j = torch.arange(2 * W, device=q.device)
-    band = (j <= i) & (j > i - W)  # [W, 2W]
-    return softmax_attention(q, k, v, band & seen).flatten(2, 3)[:, :, :Tq]
+    visible = ((j <= i) & (j > i - W)) & seen[:, :, None, :]  # [B, N, W, 2W]
+    blocks = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # every block is a row of a batch: [B N, H, ·, ·]
+    o = softmax_attention(*blocks, visible.flatten(0, 1).unsqueeze(1))
+    return o.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, :Tq]
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K) v over the visible pairs, in float32 at least; 0 for a query that sees nothing."""
-    compute = torch.promote_types(torch.float32, q.dtype)
-    scores = (q.to(compute) * q.shape[-1] ** -0.5) @ k.to(compute).mT
-    scores = scores.masked_fill(~visible, torch.finfo(compute).min)
-    weights = scores.softmax(-1).masked_fill(~visible, 0)
-    return (weights @ v.to(compute)).to(v.dtype)
+    """softmax(q kᵀ / √K) v over the visible pairs; 0 for a query that sees nothing. PyTorch's fused kernel."""
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return o.masked_fill(~visible.any(-1, keepdim=True), 0)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None, backend: str) -> None:

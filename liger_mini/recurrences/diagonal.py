@@ -9,9 +9,9 @@ Three ways to compute the same numbers, each checked against the one before (cha
 |---------|-------------------|-----------------------------------|------------------|
 | naive   | O(T K V)          | O(K V) a head                     | T                |
 | step    | O(K V) a token    | O(K V) a head                     | 1                |
-| chunked | O(T (C K + K V))  | O(C² + C K + K V) a head          | T / C            |
+| chunked | O(T (C K + K V))  | O(N (C² + C K + K V)) a head      | T / C            |
 
-(autograd keeps each step's intermediates as well, so training memory is linear in T.)
+(N chunks are worked on side by side; autograd keeps each step's intermediates as well, so training memory is linear in T.)
 
 Shapes: q, k, log_gate [B, T, H, K]; v [B, T, H, V]; state [B, H, K, V]. `gated_recurrence` checks the
 input and brings everything to one float type before it calls these.
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64  # C: tokens that are handled by matrix products between two states
-LEAF = 8  # blocks of this length or shorter are computed pair by pair
+SPAN = 8  # chunks worked on side by side: as many as the processor's cache holds
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,65 +44,57 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tu
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence in chunks of C tokens, every one a handful of matrix products.
+    """The recurrence in chunks of C tokens, each a handful of matrix products.
 
-    With G_ij = Σ_{j<l≤i} log α_l, the decay that a write at j has suffered when token i reads it,
+    Token i of a chunk reads the state before the chunk, decayed since the chunk's start, and what the
+    chunk itself wrote up to i:
 
-        o_i = (q_i · exp G_i0) S_0  +  Σ_{j≤i} (q_i · exp G_ij · k_j) v_j
-              the state before         `within_chunk`
+        o_i = (q_i ⊙ α_1…α_i) S_0  +  Σ_{j≤i} (q_i ⊙ α_{j+1}…α_i · k_j) v_j
+              state before            `within_chunk`
 
-    Every exponent that is formed is a sum of log-gates, so it is ≤ 0 and nothing overflows; and every
-    sum starts at the token that uses it, so a strong gate nearby costs the weak ones no precision.
+    Decays are only ever *products* of gates in (0, 1]. Nothing is divided by a decay, so nothing overflows,
+    and a strong gate beside a weak one costs it no precision.
     """
     T = q.shape[1]
-    pad = -T % min(CHUNK, _power_of_two(T))
+    C = min(CHUNK, _power_of_two(T))
     # a padded token reads nothing, writes nothing and forgets nothing
-    q, k, v, g = (F.pad(x.transpose(1, 2), (0, 0, 0, pad)) for x in (q, k, v, log_gate))  # [B, H, T+pad, ·]
+    q, k, v, g = (F.pad(x.transpose(1, 2), (0, 0, 0, -T % C)) for x in (q, k, v, log_gate))  # [B, H, T+pad, ·]
     outputs = []
-    for q_n, k_n, v_n, g_n in zip(*(x.split(CHUNK, dim=2) for x in (q, k, v, g))):
-        o_n = (q_n * prefix_sum(g_n).exp()) @ state + within_chunk(q_n, k_n, v_n, g_n)
-        state = g_n.sum(2).exp().unsqueeze(-1) * state + (k_n * suffix_sum(g_n).exp()).mT @ v_n
-        outputs.append(o_n)
+    for span in zip(*(x.split(SPAN * C, dim=2) for x in (q, k, v, g.exp()))):
+        q_n, k_n, v_n, a_n = (x.unflatten(2, (-1, C)) for x in span)  # [B, H, N, C, ·]
+        o_n, since_start, until_end = within_chunk(q_n, k_n, v_n, a_n)
+        writes = (k_n * until_end).mT @ v_n  # [B, H, N, K, V]
+        before = []
+        for n in range(q_n.shape[2]):  # the only sequential part: one state a chunk
+            before.append(state)
+            state = since_start[:, :, n, -1].unsqueeze(-1) * state + writes[:, :, n]
+        outputs.append(((q_n * since_start) @ torch.stack(before, dim=2) + o_n).flatten(2, 3))
     return torch.cat(outputs, dim=2)[:, :, :T].transpose(1, 2), state
 
 
-def within_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """Σ_{j≤i} (q_i · exp G_ij · k_j) v_j inside blocks [..., C, ·], by halving.
+def within_chunk(q: Tensor, k: Tensor, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ_{j≤i} (q_i ⊙ α_{j+1}…α_i · k_j) v_j inside blocks [..., C, ·], by halving; C a power of two.
 
-    The right half reads the left half through the boundary between them: G_ij splits there into what
-    i has decayed since the boundary and what j still decayed until it. Each half is a smaller copy of
-    the same problem, and both halves are solved in one call.
+    The right half reads the left half through the boundary between them, where the decay α_{j+1}…α_i
+    splits into what j suffers until the boundary and what follows until i. Each half is a smaller copy
+    of the same problem, and both are solved in one call.
+
+    Returns:
+        that sum [..., C, V], and the decays [..., C, K] from the block's start through i (α_1…α_i) and from
+        after j until its end (α_{j+1}…α_C).
     """
     C = q.shape[-2]
-    if C <= LEAF:
-        return pair_by_pair(q, k, v, g)
-    q, k, v, g = (x.unflatten(-2, (2, C // 2)) for x in (q, k, v, g))  # [..., 2, C/2, ·]
-    o_left, o_right = within_chunk(q, k, v, g).unbind(-3)
-    q_right = q[..., 1, :, :] * prefix_sum(g[..., 1, :, :]).exp()
-    k_left = k[..., 0, :, :] * suffix_sum(g[..., 0, :, :]).exp()
-    o_right = o_right + (q_right @ k_left.mT) @ v[..., 0, :, :]
-    return torch.cat([o_left, o_right], dim=-2)
-
-
-def pair_by_pair(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
-    """The same sum for a short block, with the decay of every pair (i, j) written out."""
-    C = q.shape[-2]
-    later = torch.ones(C, C, dtype=torch.bool, device=q.device).tril(-1).unsqueeze(-1)  # i > j
-    G = torch.where(later, g.unsqueeze(-2), 0).cumsum(-3)  # [..., i, j, K]: Σ_{j<l≤i} log α_l
-    A = torch.einsum("...ik,...ijk,...jk->...ij", q, G.exp(), k).tril()
-    return A @ v
-
-
-def prefix_sum(g: Tensor) -> Tensor:
-    """Σ_{l≤i} g_l over the second last axis: the decay since just before the block."""
-    return g.cumsum(-2)
-
-
-def suffix_sum(g: Tensor) -> Tensor:
-    """Σ_{l>j} g_l over the second last axis: the decay from j to the end of the block."""
-    return F.pad(g[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
+    if C == 1:
+        return (q * k).sum(-1, keepdim=True) * v, a, torch.ones_like(a)
+    q, k, v, a = (x.unflatten(-2, (2, C // 2)) for x in (q, k, v, a))  # [..., 2, C/2, ·]
+    (o_l, o_r), (since_l, since_r), (until_l, until_r) = (x.unbind(-3) for x in within_chunk(q, k, v, a))
+    q_r, k_l, v_l = q[..., 1, :, :], k[..., 0, :, :], v[..., 0, :, :]
+    o_r = o_r + ((q_r * since_r) @ (k_l * until_l).mT) @ v_l
+    since = torch.cat([since_l, since_l[..., -1:, :] * since_r], dim=-2)
+    until = torch.cat([until_l * since_r[..., -1:, :], until_r], dim=-2)
+    return torch.cat([o_l, o_r], dim=-2), since, until
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest power of two ≥ n, so that a short sequence is one block that halves evenly."""
+    """The smallest power of two ≥ n: a short sequence is one block that halves evenly."""
     return 1 << (n - 1).bit_length()

@@ -1,0 +1,182 @@
+"""linearize inside transformers: same weights, decode ≡ prefill, save and load (promises 2, 3 and 4)."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
+
+import liger_mini as lm
+from liger_mini.benchmark import state_bytes
+from liger_mini.evaluate import branches
+
+WINDOW = 8
+LOGITS = 1e-4  # issue bar, float32; the logits of these models are of order 1 to 10
+
+
+@pytest.fixture(params=[None, 2], ids=["every layer", "softmax_every=2"])
+def model(request, tiny_llama):
+    return lm.linearize(tiny_llama(), window=WINDOW, softmax_every=request.param)
+
+
+def tokens(B, T):
+    return torch.randint(2, 97, (B, T))
+
+
+def test_no_parameter_is_added_or_changed(tiny_llama):
+    original = tiny_llama()
+    before = {name: p.clone() for name, p in original.state_dict().items()}
+    after = lm.linearize(original, window=WINDOW).state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_window_alone_with_a_full_window_is_the_teacher(tiny_llama):
+    """The window branch at full weight, wide enough for everything, is softmax attention: rotary, scale and groups."""
+    teacher = tiny_llama()
+    ids = tokens(2, 30)
+    expected = teacher(ids).logits
+    linearized = lm.linearize(teacher, window=30, mix=0.0)
+    torch.testing.assert_close(linearized(ids).logits, expected, atol=LOGITS, rtol=0)
+
+
+def test_recurrence_reads_keys_before_rotation(tiny_llama):
+    """Alone, the recurrence has no position: shifting position_ids changes nothing. The window is relative too."""
+    model = lm.linearize(tiny_llama(), window=WINDOW)
+    ids = tokens(1, 20)
+    with branches(model, (1.0, 0.0)):
+        a = model(ids).logits
+        b = model(ids, position_ids=torch.arange(20).unsqueeze(0) * 3).logits
+    torch.testing.assert_close(a, b, atol=LOGITS, rtol=0)
+    assert (model(ids).logits - model(ids, position_ids=torch.arange(20).unsqueeze(0) * 3).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("cuts", [range(0, 71), [0, 3, 4, 40, 70]], ids=["token by token", "in pieces"])
+@torch.no_grad()
+def test_decode_is_prefill(model, cuts):
+    ids = tokens(2, 70)
+    cache, pieces = DynamicCache(config=model.config), []
+    for a, b in zip(cuts, list(cuts)[1:]):
+        pieces.append(model(ids[:, a:b], past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), model(ids, use_cache=False).logits, atol=LOGITS, rtol=0)
+
+
+@torch.no_grad()
+def test_left_padding_changes_nothing(model):
+    ids, padding = tokens(2, 50), 20
+    ids[0, :padding] = 1
+    mask = torch.ones_like(ids)
+    mask[0, :padding] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    alone = model(ids[:1, padding:]).logits
+    torch.testing.assert_close(model(ids, attention_mask=mask, position_ids=positions).logits[:1, padding:], alone, atol=LOGITS, rtol=0)
+
+
+@torch.no_grad()
+def test_right_padding_changes_nothing(model):
+    ids = tokens(1, 40)
+    padded = torch.cat([ids, torch.ones(1, 9, dtype=torch.long)], 1)
+    mask = (torch.arange(49) < 40).long().unsqueeze(0)
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, :40], model(ids).logits, atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=["greedy", "beam", "sample"])
+def test_generate_in_a_padded_batch_equals_alone(model, how):
+    ids = tokens(2, 30)
+    ids[0, :12] = 1
+    mask = (ids != 1).long()
+    mask[1] = 1
+    model.generation_config.eos_token_id = None
+    torch.manual_seed(3)
+    batch = model.generate(ids, attention_mask=mask, max_new_tokens=12, **how)
+    assert batch.shape == (2, 42)
+    if "do_sample" not in how:  # sampling draws for both rows at once, so only the others can be compared
+        alone = model.generate(ids[:1, 12:], max_new_tokens=12, **how)
+        assert torch.equal(batch[0, 30:], alone[0, 18:])
+
+
+def test_save_and_load_through_auto_model(model, tmp_path):
+    ids = tokens(1, 40)
+    model.save_pretrained(tmp_path)
+    for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path).eval(), lm.load(tmp_path).eval()):
+        assert type(loaded) is type(model)
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert torch.equal(loaded.generate(ids, max_new_tokens=5), model.generate(ids, max_new_tokens=5))
+
+
+@torch.no_grad()
+def test_decode_memory_does_not_grow(tiny_llama):
+    model = lm.linearize(tiny_llama(), window=WINDOW)
+    sizes = []
+    for T in (WINDOW, 50, 200):
+        cache = DynamicCache(config=model.config)
+        model(tokens(1, T), past_key_values=cache, use_cache=True)
+        sizes.append(state_bytes(cache))
+    assert len(set(sizes)) == 1
+
+
+def test_no_mask_of_T_by_T_is_built(tiny_llama, monkeypatch):
+    """A long input stays far below T x T memory: count what any single tensor of the forward pass holds."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    largest = max(largest, x.numel())
+            return out
+
+    model, T = lm.linearize(tiny_llama(), window=WINDOW), 3000
+    mask = torch.ones(1, T, dtype=torch.long)
+    mask[0, :5] = 0
+    with torch.no_grad(), Watch():
+        model(tokens(1, T), attention_mask=mask, logits_to_keep=1)
+    assert largest < T * T / 8
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model):
+    ids = tokens(2, 30)
+    grads = []
+    for checkpointed in (False, True):
+        model.train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"structure": "mamba9"}, "unknown structure 'mamba9': allowed are 'gla'"),
+        ({"window": 0}, "window = 0"),
+        ({"mix": 1.5}, "mix = 1.5"),
+        ({"mix": -0.1}, "mix = -0.1"),
+        ({"temper": 0}, "temper = 0"),
+        ({"softmax_every": 0}, "softmax_every = 0"),
+    ],
+)
+def test_bad_arguments_leave_the_model_alone(tiny_llama, arguments, words):
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=words):
+        lm.linearize(model, **arguments)
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def test_other_families_and_a_second_time_are_refused(tiny_llama):
+    with pytest.raises(TypeError, match="cannot linearize a GPT2LMHeadModel: allowed are LlamaForCausalLM"):
+        lm.linearize(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)))
+    with pytest.raises(ValueError, match="linearized already"):
+        lm.linearize(lm.linearize(tiny_llama()))
+
+
+def test_load_says_what_is_missing_without_asking_a_hub(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        lm.load(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"no config.json \(found: notes.txt\)"):
+        lm.load(tmp_path)

@@ -1,0 +1,80 @@
+"""Sliding-window attention: naive, blocked and step, against a loop over tokens."""
+
+import pytest
+import torch
+
+import liger_mini as lm
+
+
+def by_hand(q, k, v, window, key_mask=None):
+    """Token by token; queries are the last Tq of Tk positions."""
+    B, Tq, H, K = q.shape
+    Tk, group = k.shape[1], H // k.shape[2]
+    o = torch.zeros(B, Tq, H, v.shape[-1], dtype=v.dtype)
+    for b in range(B):
+        for i in range(Tq):
+            t = Tk - Tq + i
+            seen = [s for s in range(max(0, t - window + 1), t + 1) if key_mask is None or key_mask[b, s]]
+            for h in range(H):
+                if seen:
+                    weights = (k[b, seen, h // group] @ q[b, i, h] / K**0.5).softmax(0)
+                    o[b, i, h] = weights @ v[b, seen, h // group]
+    return o
+
+
+@pytest.mark.parametrize("backend", ["naive", "blocked"])
+@pytest.mark.parametrize("window", [1, 2, 5, 8, 100])
+@pytest.mark.parametrize(("Tq", "Tk"), [(1, 1), (13, 13), (16, 16), (1, 13), (4, 13)])
+def test_against_a_loop(backend, window, Tq, Tk):
+    q = torch.randn(2, Tq, 4, 8, dtype=torch.float64)
+    k, v = torch.randn(2, 2, Tk, 2, 8, dtype=torch.float64)
+    key_mask = torch.ones(2, Tk, dtype=torch.bool)
+    key_mask[0, : Tk // 2] = False  # left padding
+    o = lm.sliding_window_attention(q, k, v, window, key_mask=key_mask, backend=backend)
+    torch.testing.assert_close(o, by_hand(q, k, v, window, key_mask))
+
+
+def test_window_counts_the_current_key():
+    """W = 1 sees the current key alone, so the output is v; key t - W is out of sight, key t - W + 1 is in."""
+    q, k, v = torch.randn(3, 1, 20, 1, 4)
+    torch.testing.assert_close(lm.sliding_window_attention(q, k, v, 1), v)
+    changed = v.clone()
+    changed[0, 10] += 1
+    moved = (lm.sliding_window_attention(q, k, changed, 4) - lm.sliding_window_attention(q, k, v, 4)).abs().amax((0, 2, 3)) > 0
+    assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13]
+
+
+def test_gradients_agree():
+    q, k, v = torch.randn(3, 1, 37, 2, 8, dtype=torch.float64)
+    grads = []
+    for backend in ("naive", "blocked"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        lm.sliding_window_attention(*leaves, 8, backend=backend).square().sum().backward()
+        grads.append([x.grad for x in leaves])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_padded_query_gives_zero_and_a_finite_gradient():
+    q = torch.randn(1, 9, 1, 4, requires_grad=True)
+    mask = torch.tensor([[False] * 5 + [True] * 4])
+    o = lm.sliding_window_attention(q, q, q, 3, key_mask=mask)
+    assert (o[0, :5] == 0).all()
+    o.sum().backward()
+    assert q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "window", "words"),
+    [
+        ([(1, 4, 2, 8)] * 3, 0, "window = 0"),
+        ([(1, 4, 2, 8)] * 3, 2.5, "window = 2.5"),
+        ([(1, 4, 3, 8), (1, 4, 2, 8), (1, 4, 2, 8)], 4, "do not divide"),
+        ([(1, 5, 2, 8), (1, 4, 2, 8), (1, 4, 2, 8)], 4, "more queries than keys"),
+        ([(1, 4, 2, 8), (1, 4, 2, 6), (1, 4, 2, 8)], 4, "shapes do not fit"),
+        ([(1, 0, 2, 8)] * 3, 4, "empty sequence"),
+        ([(4, 2, 8)] * 3, 4, "four axes"),
+    ],
+)
+def test_bad_input_is_named(shapes, window, words):
+    with pytest.raises(ValueError, match=words):
+        lm.sliding_window_attention(*(torch.zeros(shape) for shape in shapes), window)
