@@ -7,12 +7,18 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="liger_mini", description="Linearize a Transformer, and win its quality back.")
+    parser = argparse.ArgumentParser(
+        prog="liger_mini", description="Linearize a Transformer, and win its quality back."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="linearize and recover the embedded teacher; writes a report")
-    demo.add_argument("--output-dir", default="runs/demo", help="folder for report.html and result.json (default: %(default)s)")
+    demo.add_argument(
+        "--output-dir", default="runs/demo", help="folder for report.html and result.json (default: %(default)s)"
+    )
     teacher = commands.add_parser("teacher", help="train the embedded teacher from a seed (an hour on 2 cores)")
-    teacher.add_argument("--output-dir", default="runs/teacher", help="resumed if it holds checkpoints (default: %(default)s)")
+    teacher.add_argument(
+        "--output-dir", default="runs/teacher", help="resumed if it holds checkpoints (default: %(default)s)"
+    )
     teacher.add_argument("--seed", type=int, default=0)
     benchmark = commands.add_parser("benchmark", help="time and memory, as ratios within this run; writes JSON")
     benchmark.add_argument("--output", default="runs/benchmark.json", help="(default: %(default)s)")

@@ -70,7 +70,9 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
         heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
         softmax = functools.partial(F.scaled_dot_product_attention, *heads_first, is_causal=True)
         times = compare({"liger": liger, "softmax": softmax}, repeats=3)
-        rows.append({"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]})
+        rows.append(
+            {"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]}
+        )
     return rows
 
 
@@ -109,7 +111,9 @@ def decode_against_prefill(model: PreTrainedModel, T: int = 300) -> float:
     """Largest difference of a logit between T single-token steps and one parallel forward."""
     ids = torch.randint(2, model.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(1))
     cache = DynamicCache(config=model.config)
-    stepped = torch.cat([model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits for t in range(T)], dim=1)
+    stepped = torch.cat(
+        [model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits for t in range(T)], dim=1
+    )
     return (stepped - model(ids, use_cache=False).logits).abs().max().item()
 
 

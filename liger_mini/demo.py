@@ -43,12 +43,12 @@ PLANS = {
     "paper": Plan(
         "the paper's: half-life 16 tokens, LoRA rank 8",
         temper=16,
-        recipe=Recipe(rank=8, alpha=8, learning_rate=1e-3, steps=200, batch_size=8),
+        recipe=Recipe(rank=8, alpha=8, learning_rate=1e-3, steps=150, batch_size=8),
     ),
     "half_life": Plan(
         "longer half-life: 1024 tokens, LoRA rank 32",
         temper=1024,
-        recipe=Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=400, batch_size=8),
+        recipe=Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=320, batch_size=8),
     ),
 }
 
@@ -147,7 +147,18 @@ Table = list[list[str]]  # the first row is the head
 
 
 def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
-    head = ["model", "loss", "perplexity", "inside", "between", "outside", "gap closed", "seconds", "parameters", "trained"]
+    head = [
+        "model",
+        "loss",
+        "perplexity",
+        "inside",
+        "between",
+        "outside",
+        "gap closed",
+        "seconds",
+        "parameters",
+        "trained",
+    ]
 
     def row(name: str, report: Report, *rest: str) -> list[str]:
         recalls = [f"{report.recall[where].recall:.2f}" for where in ("inside", "between", "outside")]
@@ -160,10 +171,28 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
         table.append(row(f"linearized, {tau}", journey.before["both"], "0 %", "", f"{recovery.parameters:,}", "0"))
         closed, after = f"{gap_closed(teacher, journey):.0%}".replace("%", " %"), journey.after["both"]
         table.append(
-            row(f"recovered, {tau}", after, closed, f"{recovery.seconds:.0f}", f"{recovery.parameters:,}", f"{recovery.parameters_trained:,}")
+            row(
+                f"recovered, {tau}",
+                after,
+                closed,
+                f"{recovery.seconds:.0f}",
+                f"{recovery.parameters:,}",
+                f"{recovery.parameters_trained:,}",
+            )
         )
     chance = teacher.recall
-    table.append(["guessing a value of the story", "", "", *(f"{chance[w].chance:.2f}" for w in ("inside", "between", "outside")), "", "", "", ""])
+    table.append(
+        [
+            "guessing a value of the story",
+            "",
+            "",
+            *(f"{chance[w].chance:.2f}" for w in ("inside", "between", "outside")),
+            "",
+            "",
+            "",
+            "",
+        ]
+    )
     return table
 
 
@@ -181,14 +210,19 @@ def ablations(journeys: dict[str, Journey]) -> Table:
 
 def as_text(table: Table) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in table]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in table
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def as_html(table: Table, caption: str) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table[0])
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:])
+        + "</tr>"
         for row in table[1:]
     )
     return f'<div class="wide" tabindex="0"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -204,13 +238,17 @@ def as_page(teacher: Report, journeys: dict[str, Journey], where: dict[str, Any]
     branches = {f"recovered, half-life {j.plan.temper:g}": j.after for j in journeys.values()}
     charts: list[go.Figure] = [
         figures.losses(models),
-        figures.loss_curves({f"half-life {j.plan.temper:g}": j.recovery.losses for j in journeys.values()}, teacher_loss=teacher.loss),
+        figures.loss_curves(
+            {f"half-life {j.plan.temper:g}": j.recovery.losses for j in journeys.values()}, teacher_loss=teacher.loss
+        ),
         figures.recall_by_distance(recovered),
         figures.branch_bars(branches),
     ]
     blocks = []
     for i, chart in enumerate(charts):
-        plot = chart.to_html(full_html=False, include_plotlyjs=i == 0, config={"responsive": True, "displaylogo": False})
+        plot = chart.to_html(
+            full_html=False, include_plotlyjs=i == 0, config={"responsive": True, "displaylogo": False}
+        )
         words = html.escape(figures.alt_text(chart))
         blocks.append(f'<figure role="group" aria-label="{words}">{plot}<figcaption>{words}</figcaption></figure>')
     machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
@@ -222,7 +260,8 @@ def as_page(teacher: Report, journeys: dict[str, Journey], where: dict[str, Any]
             f"({teacher.window} tokens), between, and outside the reach of stacked windows ({teacher.reach} tokens).",
         ),
         ablations=as_html(
-            ablations(journeys), "Both branches, each branch alone at full weight, and neither; loss and recall before and after recovery."
+            ablations(journeys),
+            "Both branches, each branch alone at full weight, and neither; loss and recall before and after recovery.",
         ),
         figures="\n".join(blocks),
         machine=html.escape(f"{machine}. The whole demo took {seconds:.0f} s."),

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
 
@@ -101,8 +102,10 @@ def recover(
         _training_arguments(output_dir, recipe, save_every, log_every),
         train_dataset=dataset,
         data_collator=Collator(model.config.pad_token_id or 0),
-        callbacks=[log],
+        callbacks=[log, _ProgressBar],
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
     peft_model.save_pretrained(output_dir / "adapter")
     peft_model.merge_and_unload()
@@ -153,7 +156,9 @@ class _MetricsLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Keep what the checkpoint we start from has seen, drop what will be run again."""
         if self.path.is_file():
-            self.rows = [row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step]
+            self.rows = [
+                row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step
+            ]
             _write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = time.perf_counter()
@@ -179,16 +184,31 @@ class _MetricsLog(TrainerCallback):
             file.write(json.dumps(row) + "\n")
 
 
+class _ProgressBar(ProgressCallback):
+    """The Trainer's bar, with the loss in it instead of a printed dictionary a log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
 def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
     """Make `output_dir` this run's, or make sure that it is."""
     liger = getattr(model.config, "liger", None)
-    run = {"recipe": dataclasses.asdict(recipe), "liger": liger, "rows": len(dataset), "first_row": list(dataset[0]["input_ids"])}
+    run = {
+        "recipe": dataclasses.asdict(recipe),
+        "liger": liger,
+        "rows": len(dataset),
+        "first_row": list(dataset[0]["input_ids"]),
+    }
     path = output_dir / "run.json"
     if path.is_file():
         there = json.loads(path.read_text())
         changed = [name for name in run if there.get(name) != run[name]]
         if changed:
-            details = "; ".join(f"{name}: there {there.get(name)}, now {run[name]}" for name in changed if name != "first_row")
+            details = "; ".join(
+                f"{name}: there {there.get(name)}, now {run[name]}" for name in changed if name != "first_row"
+            )
             raise FileExistsError(
                 f"{output_dir} holds another run ({details or 'trained on other data'}). Use another folder, or delete this one"
             )
@@ -200,9 +220,17 @@ def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: R
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint the Trainer had finished writing (trainer_state.json comes last)."""
-    steps = sorted(int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file())
-    return str(folder / f"checkpoint-{steps[-1]}") if steps else None
+    """The newest checkpoint the Trainer had finished writing; trainer_state.json is what it writes last."""
+
+    def complete(checkpoint: Path) -> bool:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):  # the run was killed while it wrote this one
+            return False
+        return True
+
+    checkpoints = [path for path in folder.glob("checkpoint-*") if complete(path)]
+    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
 
 
 def _check_dataset(dataset: Dataset) -> None:
@@ -211,7 +239,9 @@ def _check_dataset(dataset: Dataset) -> None:
     row = dataset[0]
     missing = {"input_ids", "labels"} - set(row)
     if missing:
-        raise ValueError(f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels")
+        raise ValueError(
+            f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels"
+        )
     if all(label == IGNORE for label in row["labels"]):
         raise ValueError("the first row has no label to learn from (all are -100)")
 

@@ -158,7 +158,9 @@ def train_teacher(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    write_log(output_dir, trainer.state.log_history, {"seed": seed, "repeat_steps": repeat_steps, "batch_size": batch_size})
+    write_log(
+        output_dir, trainer.state.log_history, {"seed": seed, "repeat_steps": repeat_steps, "batch_size": batch_size}
+    )
     return model
 
 
@@ -172,7 +174,7 @@ def write_log(output_dir: Path, history: list[dict], settings: dict) -> None:
         "settings": settings,
         "parameters": model.num_parameters(),
         "loss_curve": [(row["step"], float(row["loss"])) for row in history if "loss" in row],
-        "seconds": [float(row["train_runtime"]) for row in history if "train_runtime" in row],
+        "seconds": [float(row["train_runtime"]) for row in history if "train_runtime" in row],  # one a sitting
         "teacher": evaluate(model, held_out, window=16).to_dict(),
         "trigram_loss_pydocs": trigram_loss(docs, [row["input_ids"] for row in held_out.document_rows]),
         "provenance": provenance(),

@@ -110,7 +110,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None
         raise ValueError("empty sequence: T = 0, but attention needs at least one token")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"shapes do not fit: {shapes}; needed are q [B, Tq, H, K], k [B, Tk, Hkv, K], v [B, Tk, Hkv, V]")
+        raise ValueError(
+            f"shapes do not fit: {shapes}; needed are q [B, Tq, H, K], k [B, Tk, Hkv, K], v [B, Tk, Hkv, V]"
+        )
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"the {k.shape[2]} key/value heads do not divide the {q.shape[2]} query heads: {shapes}")
     if q.shape[1] > k.shape[1]:

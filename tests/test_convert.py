@@ -67,7 +67,9 @@ def test_left_padding_changes_nothing(model):
     mask[0, :padding] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     alone = model(ids[:1, padding:]).logits
-    torch.testing.assert_close(model(ids, attention_mask=mask, position_ids=positions).logits[:1, padding:], alone, atol=LOGITS, rtol=0)
+    torch.testing.assert_close(
+        model(ids, attention_mask=mask, position_ids=positions).logits[:1, padding:], alone, atol=LOGITS, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -75,10 +77,14 @@ def test_right_padding_changes_nothing(model):
     ids = tokens(1, 40)
     padded = torch.cat([ids, torch.ones(1, 9, dtype=torch.long)], 1)
     mask = (torch.arange(49) < 40).long().unsqueeze(0)
-    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, :40], model(ids).logits, atol=LOGITS, rtol=0)
+    torch.testing.assert_close(
+        model(padded, attention_mask=mask).logits[:, :40], model(ids).logits, atol=LOGITS, rtol=0
+    )
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=["greedy", "beam", "sample"])
+@pytest.mark.parametrize(
+    "how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=["greedy", "beam", "sample"]
+)
 def test_generate_in_a_padded_batch_equals_alone(model, how):
     ids = tokens(2, 30)
     ids[0, :12] = 1

@@ -1,5 +1,7 @@
 """The diagonal recurrence: naive is the definition, everything else must agree with it (promises 1 and 5)."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,7 +64,9 @@ def test_chunked_equals_naive_with_every_gradient(T, gates):
 @pytest.mark.parametrize("backend", ["naive", "chunked"])
 def test_gradcheck(backend):
     args = [x.double().requires_grad_() for x in inputs(5, B=1, H=1, K=3, V=2, gates="weak")]
-    torch.autograd.gradcheck(lambda q, k, v, g, S: lm.gated_recurrence(q, k, v, g, initial_state=S, backend=backend), args)
+    torch.autograd.gradcheck(
+        lambda q, k, v, g, S: lm.gated_recurrence(q, k, v, g, initial_state=S, backend=backend), args
+    )
 
 
 def test_bfloat16_keeps_its_dtype_and_a_float32_state():
@@ -76,7 +80,12 @@ def test_bfloat16_keeps_its_dtype_and_a_float32_state():
 
 
 @settings(max_examples=25, deadline=None)
-@given(T=st.integers(2, 150), split=st.floats(0, 1), seed=st.integers(0, 10**6), gates=st.sampled_from(["weak", "mixed", "one"]))
+@given(
+    T=st.integers(2, 150),
+    split=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+    gates=st.sampled_from(["weak", "mixed", "one"]),
+)
 def test_running_in_two_pieces_is_running_once(T, split, seed, gates):
     q, k, v, g, S = inputs(T, gates=gates, seed=seed)
     s = 1 + int(split * (T - 2))
@@ -103,7 +112,7 @@ def test_packed_documents_do_not_see_each_other(backend):
     ends = torch.tensor([0, 30, 30, 31, 100])  # one document is empty, one is a single token
     o, S = lm.gated_recurrence(q, k, v, g, initial_state=states, cu_seqlens=ends, backend=backend)
     torch.testing.assert_close(S[1], states[1].double())
-    for n, (a, b) in enumerate(zip(ends, ends[1:])):
+    for n, (a, b) in enumerate(itertools.pairwise(ends)):
         if b > a:
             alone, last = lm.gated_recurrence(*(x[:, a:b] for x in (q, k, v, g)), initial_state=states[n : n + 1])
             torch.testing.assert_close(o[:, a:b], alone)
@@ -137,7 +146,9 @@ def test_bad_input_is_named(change, error, words):
     q, k, v = torch.randn(3, 1, 4, 2, 3)
     arguments = {"q": q, "k": k, "v": v, "log_gate": -torch.rand(1, 4, 2, 3), **change}
     with pytest.raises(error, match=words):
-        lm.gated_recurrence(arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), arguments.pop("log_gate"), **arguments)
+        lm.gated_recurrence(
+            arguments.pop("q"), arguments.pop("k"), arguments.pop("v"), arguments.pop("log_gate"), **arguments
+        )
 
 
 def test_an_empty_sequence_is_refused():

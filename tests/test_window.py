@@ -40,7 +40,9 @@ def test_window_counts_the_current_key():
     torch.testing.assert_close(lm.sliding_window_attention(q, k, v, 1), v)
     changed = v.clone()
     changed[0, 10] += 1
-    moved = (lm.sliding_window_attention(q, k, changed, 4) - lm.sliding_window_attention(q, k, v, 4)).abs().amax((0, 2, 3)) > 0
+    moved = (lm.sliding_window_attention(q, k, changed, 4) - lm.sliding_window_attention(q, k, v, 4)).abs().amax(
+        (0, 2, 3)
+    ) > 0
     assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13]
 
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 64  # C: tokens that are handled by matrix products between two states
-SPAN = 8  # chunks worked on side by side: as many as the processor's cache holds
+CHUNK = 32  # C: tokens that are handled by matrix products between two states
+SPAN = 16  # chunks worked on side by side: as many as the processor's cache holds
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

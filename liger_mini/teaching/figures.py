@@ -54,7 +54,12 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
         }.items()
     ):
         figure.add_bar(
-            x=list(reports), y=values, name=corpus, marker=_bar(i + 1), text=[f"{v:.2f}" for v in values], textposition="outside"
+            x=list(reports),
+            y=values,
+            name=corpus,
+            marker=_bar(i + 1),
+            text=[f"{v:.2f}" for v in values],
+            textposition="outside",
         )
     figure.update_layout(barmode="group")
     told = "; ".join(f"{name} {r.loss_tinyworld:.2f} and {r.loss_pydocs:.2f}" for name, r in reports.items())
@@ -87,11 +92,19 @@ def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
         line={"color": "#888888", "dash": "dot", "width": 1},
         mode="lines",
     )
-    figure.add_vline(x=report.window, line_width=1, annotation_text=f"window {report.window}", annotation_position="top left")
-    figure.add_vline(x=report.reach + 1, line_width=1, annotation_text=f"reach {report.reach}", annotation_position="top right")
+    figure.add_vline(
+        x=report.window, line_width=1, annotation_text=f"window {report.window}", annotation_position="top left"
+    )
+    figure.add_vline(
+        x=report.reach + 1, line_width=1, annotation_text=f"reach {report.reach}", annotation_position="top right"
+    )
     figure.update_yaxes(range=[0, 1.05])
-    told = "; ".join(f"{name} {r.recall_inside:.2f} inside and {r.recall_outside:.2f} outside" for name, r in reports.items())
-    return _described(figure, f"Line chart of recall against distance. Inside the window and outside its reach: {told}.")
+    told = "; ".join(
+        f"{name} {r.recall_inside:.2f} inside and {r.recall_outside:.2f} outside" for name, r in reports.items()
+    )
+    return _described(
+        figure, f"Line chart of recall against distance. Inside the window and outside its reach: {told}."
+    )
 
 
 def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
@@ -111,7 +124,8 @@ def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
         )
     figure.update_layout(barmode="group")
     told = "; ".join(
-        f"{name}: " + ", ".join(f"{branch} {r.loss:.2f}" for branch, r in reports.items()) for name, reports in ablations.items()
+        f"{name}: " + ", ".join(f"{branch} {r.loss:.2f}" for branch, r in reports.items())
+        for name, reports in ablations.items()
     )
     return _described(figure, f"Bars of held-out loss with both branches, one, or neither. {told}.")
 
@@ -137,4 +151,7 @@ def _line(i: int) -> dict:
 
 
 def _bar(i: int) -> dict:
-    return {"color": COLOURS[i % len(COLOURS)], "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fillmode": "overlay"}}
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fillmode": "overlay"},
+    }

@@ -1,0 +1,105 @@
+"""tinyworld, pydocs and instructions: what they promise about answers, splits and labels."""
+
+import hashlib
+import itertools
+import json
+
+import pytest
+import torch
+
+from liger_mini import corpus
+from liger_mini.paths import data_dir
+
+
+def test_tinyworld_is_deterministic_and_split():
+    first = list(itertools.islice(corpus.tinyworld(7), 3))
+    assert first == list(itertools.islice(corpus.tinyworld(7), 3))
+    assert first != list(itertools.islice(corpus.tinyworld(8), 3))
+    assert first != list(itertools.islice(corpus.tinyworld(7, "heldout"), 3))
+
+
+def test_tinyworld_has_not_drifted():
+    """The teacher was trained on these stories: another generator would be another corpus."""
+    text = "".join(corpus.story(0, "train", i).text for i in range(20))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "47eaa1137c799e37"
+
+
+def test_every_answer_was_told_and_is_the_latest():
+    """Read the stories back with a parser of our own: an answer is the last value told for that person."""
+    import re
+
+    fact = re.compile(
+        r"(\w+) (?:changed jobs and now |changed pets and now |moved away and now )?(lives in|keeps a|works as a) (\w+)\."
+    )
+    asked = updated = unasked = 0
+    for index in range(50):
+        story = corpus.story(3, "heldout", index)
+        told, questions = {}, {question.answer for question in story.questions}
+        for match in fact.finditer(story.text):
+            person, relation, value = match.groups()
+            if match.span(3) in questions:
+                assert told[person, relation] == value
+                asked += 1
+            else:
+                updated += (person, relation) in told
+                told[person, relation] = value
+        assert len(questions) == len(story.questions)
+        known = {(m[1], m[2]) for m in fact.finditer(story.text) if m.span(3) in questions}
+        unasked += len(told) - len(known)
+    assert asked > 500
+    assert updated > 20
+    assert unasked > 20  # facts that are never asked, so that elimination does not pay
+
+
+def test_encoded_questions_point_at_answers_and_their_source(teacher):
+    _, tokenizer = teacher
+    for index in range(20):
+        row = corpus.encode_story(corpus.story(1, "heldout", index), tokenizer, 256)
+        assert len(row["input_ids"]) <= 256
+        for first, end, distance, candidates in row["questions"]:
+            answer = tokenizer.decode(row["input_ids"][first:end])
+            source = tokenizer.decode(row["input_ids"][first - distance - (end - first) + 1 : first - distance + 1])
+            assert answer == source
+            assert distance > 0
+            assert candidates >= 1
+
+
+def test_pydocs_split_is_disjoint_and_real():
+    train, heldout = corpus.pydocs("train"), corpus.pydocs("heldout")
+    assert not set(train) & set(heldout)
+    assert sum(map(len, train)) > 1_000_000
+    assert 0.03 < sum(map(len, heldout)) / sum(map(len, train)) < 0.3
+
+
+def test_instructions_score_the_answer_alone(teacher):
+    _, tokenizer = teacher
+    dataset = corpus.instructions(data_dir() / "instructions.jsonl", tokenizer, length=512)
+    records = [json.loads(line) for line in (data_dir() / "instructions.jsonl").read_text().splitlines()]
+    assert len(dataset) == len(records)
+    for row, record in zip(dataset, records):
+        scored = [i for i, label in zip(row["input_ids"], row["labels"]) if label != corpus.IGNORE]
+        assert tokenizer.decode(scored[:-1]) == record["output"]
+        assert scored[-1] == tokenizer.eos_token_id
+        assert record["instruction"] in tokenizer.decode(row["input_ids"])
+
+
+def test_bad_instruction_files_are_named(tmp_path, teacher):
+    _, tokenizer = teacher
+    with pytest.raises(FileNotFoundError, match="no instruction file"):
+        corpus.instructions(tmp_path / "none.jsonl", tokenizer)
+    path = tmp_path / "wrong.jsonl"
+    path.write_text(json.dumps({"question": "?", "answer": "!"}) + "\n")
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) \['instruction', 'output'\]"):
+        corpus.instructions(path, tokenizer)
+    path.write_text(json.dumps({"instruction": "word " * 500, "output": "!"}) + "\n")
+    with pytest.raises(ValueError, match="none of its 1 records"):
+        corpus.instructions(path, tokenizer, length=64)
+    with pytest.raises(ValueError, match="'train' and 'heldout'"):
+        corpus.pydocs("test")
+
+
+def test_collator_pads_right_and_hides_it():
+    batch = corpus.Collator(9)([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}])
+    assert torch.equal(batch["input_ids"], torch.tensor([[1, 2, 3], [4, 9, 9]]))
+    assert torch.equal(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
+    assert torch.equal(batch["labels"], torch.tensor([[-100, 2, 3], [4, -100, -100]]))

@@ -1,0 +1,116 @@
+"""The demo from end to end with a few steps, its report, and the figures and widgets it shares with the notebooks."""
+
+import dataclasses
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from liger_mini import demo
+from liger_mini.benchmark import compare, decode_against_prefill
+from liger_mini.convert import linearize
+from liger_mini.evaluate import HeldOut, branch_ablation, evaluate
+from liger_mini.teaching import figures, widgets
+
+
+@pytest.fixture(scope="module")
+def run_of_the_demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    patch = pytest.MonkeyPatch()
+    short = {
+        name: dataclasses.replace(p, recipe=dataclasses.replace(p.recipe, steps=10)) for name, p in demo.PLANS.items()
+    }
+    patch.setattr(demo, "PLANS", short)
+    patch.setattr(demo, "HeldOut", lambda tokenizer: HeldOut(tokenizer, stories=16, documents=8))
+    result = demo.run(folder)
+    patch.undo()
+    return folder, result
+
+
+@pytest.mark.slow
+def test_result_holds_what_it_promises(run_of_the_demo):
+    folder, result = run_of_the_demo
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    for part in (result, result["half_life"]):
+        for model in (result["teacher"], part["linearized"], part["recovered"]):
+            assert {"loss", "perplexity", "recall_inside", "recall_outside"} <= set(model)
+        assert part["recovered"]["loss"] < part["linearized"]["loss"]
+        for when in ("before", "after"):
+            assert set(part["branch_ablation"][when]) == {"both", "window only", "recurrence only", "neither"}
+    assert result["seconds"] > 0
+    assert result["provenance"]["torch"]
+
+
+@pytest.mark.slow
+def test_the_report_needs_no_network(run_of_the_demo):
+    """No script, style, image or font from elsewhere; every figure has words."""
+    folder, _ = run_of_the_demo
+
+    class Reader(HTMLParser):
+        outside, labelled = [], 0
+
+        def handle_starttag(self, tag, attributes):
+            attributes = dict(attributes)
+            if tag in ("script", "link", "img", "iframe") and (attributes.get("src") or attributes.get("href")):
+                self.outside.append((tag, attributes))
+            self.labelled += tag == "figure" and len(attributes.get("aria-label") or "") > 40
+
+    reader = Reader()
+    reader.feed((folder / "report.html").read_text())
+    assert reader.outside == []
+    assert reader.labelled == 4
+
+
+@pytest.fixture(scope="module")
+def reports(teacher):
+    model, tokenizer = teacher
+    held_out = HeldOut(tokenizer, stories=24, documents=4)
+    liger, _ = demo.load_teacher()
+    linearize(liger, window=demo.WINDOW)
+    return evaluate(model, held_out, window=demo.WINDOW), branch_ablation(liger, held_out)
+
+
+def test_figures_show_the_numbers_and_have_units_and_words(reports):
+    teacher_report, ablation = reports
+    charts = {
+        "losses": figures.losses({"teacher": teacher_report}),
+        "recall": figures.recall_by_distance({"teacher": teacher_report}),
+        "branches": figures.branch_bars({"linearized": ablation}),
+        "curves": figures.loss_curves({"run": [(1, 3.0), (2, 2.5)]}, teacher_loss=2.0),
+    }
+    for chart in charts.values():
+        assert chart.layout.yaxis.title.text
+        assert len(figures.alt_text(chart)) > 40
+    assert list(charts["branches"].data[0].y) == [report.loss for report in ablation.values()]
+    assert charts["losses"].data[1].y == (teacher_report.loss_pydocs,)
+    points = [recall.recall for _, recall in teacher_report.recall_by_distance if recall.questions >= 20]
+    assert list(charts["recall"].data[0].y) == points
+
+
+def test_generation_widget_shows_what_its_twin_shows_and_survives_mistakes(teacher):
+    model, tokenizer = teacher
+    models, prompt = {"teacher": model}, "Ada lives in Rome. Where does Ada live? Ada lives in"
+    box = widgets.generation_widget(models, tokenizer, prompt, tokens=4)
+    text, (length, button), answer = box.children[0], box.children[1].children, box.children[2]
+    assert answer.value == widgets.side_by_side(models, tokenizer, prompt, tokens=4).data
+    assert "Rome" in answer.value.split("</caption>")[1]
+    for tokens in (1, 9, 30):
+        length.value = tokens
+        button.click()
+        assert answer.value == widgets.side_by_side(models, tokenizer, prompt, tokens=tokens).data
+    text.value = "   "
+    button.click()
+    assert "the prompt is empty" in answer.value
+    text.value = "Ben keeps a goat. What does Ben keep? Ben keeps a"
+    button.click()
+    assert "goat" in answer.value.split("</caption>")[1]
+
+
+def test_benchmark_measures(teacher):
+    """The harness runs each variant as often as it says; the accuracy it reports is within the bar."""
+    calls = []
+    times = compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    assert calls == ["a", "b"] * 4
+    assert times["a"]["fastest_s"] <= times["a"]["median_s"] <= times["a"]["slowest_s"]
+    liger, _ = demo.load_teacher()
+    assert decode_against_prefill(linearize(liger, window=demo.WINDOW), T=60) <= 1e-4

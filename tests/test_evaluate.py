@@ -1,0 +1,76 @@
+"""Evaluation: recall is counted right, distances are sorted right, the ablation is what it says."""
+
+import pytest
+import torch
+
+import liger_mini as lm
+from liger_mini.demo import WINDOW, load_teacher
+from liger_mini.evaluate import HeldOut, branches, evaluate
+
+
+@pytest.fixture(scope="module")
+def held_out(teacher):
+    return HeldOut(teacher[1], stories=48, documents=16)
+
+
+def test_the_teacher_is_worth_losing(teacher, held_out):
+    report = evaluate(teacher[0], held_out, window=WINDOW)
+    outside = report.recall["outside"]
+    assert outside.questions > 50
+    assert outside.recall - 2 * outside.standard_error > 0.90
+    assert report.recall_inside > 0.95
+
+
+def test_loss_is_the_models_own(teacher, held_out):
+    """Our loss of the documents is what transformers computes from labels (equal lengths, so means agree)."""
+    model, _ = teacher
+    ids = torch.tensor([row["input_ids"] for row in held_out.document_rows])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.item()
+    assert evaluate(model, held_out, window=WINDOW).loss_pydocs == pytest.approx(expected, rel=1e-4)
+
+
+def test_bins_partition_the_questions(teacher, held_out):
+    report = evaluate(teacher[0], held_out, window=WINDOW)
+    assert report.reach == 4 * (WINDOW - 1)
+    asked = sum(len(row["questions"]) for row in held_out.story_rows)
+    assert sum(recall.questions for recall in report.recall.values()) == asked
+    assert sum(recall.questions for _, recall in report.recall_by_distance) == asked
+    inside = sum(distance <= WINDOW for row in held_out.story_rows for _, _, distance, _ in row["questions"])
+    assert report.recall["inside"].questions == inside
+
+
+@torch.no_grad()
+def test_the_window_alone_cannot_look_past_its_reach():
+    """Change a token further back than the reach: with the window alone no logit moves; with the recurrence it does."""
+    model, _ = load_teacher()
+    lm.linearize(model, window=WINDOW)
+    ids = torch.randint(2, 2048, (1, 100))
+    changed = ids.clone()
+    changed[0, 5] = 7
+    reach = 4 * (WINDOW - 1)
+    with branches(model, (0.0, 1.0)):
+        moved = (model(ids).logits - model(changed).logits).abs().amax((0, 2))
+    assert moved[5 + reach] > 0
+    assert (moved[5 + reach + 1 :] == 0).all()
+    assert (model(ids).logits - model(changed).logits)[0, 5 + reach + 1 :].abs().max() > 0
+
+
+def test_branches_come_back_even_after_an_error():
+    model, _ = load_teacher()
+    with pytest.raises(ValueError, match="linearize it first"), branches(model, (1.0, 0.0)):
+        pass
+    lm.linearize(model, window=WINDOW)
+
+    def fail():
+        with branches(model, (0.0, 0.0)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert all(layer.self_attn.branches == (0.5, 0.5) for layer in model.model.layers)
+
+
+def test_a_teacher_must_be_told_the_window(teacher, held_out):
+    with pytest.raises(ValueError, match="pass window="):
+        evaluate(teacher[0], held_out)

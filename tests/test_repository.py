@@ -1,0 +1,90 @@
+"""The repository itself: notebooks without outputs, the layout others rely on, an install that works elsewhere."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_committed_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 15, cell.source
+            assert not re.search(r"^\s*[!%].*install", cell.source, re.M)
+
+
+def test_kernels_and_data_do_not_become_top_level_packages():
+    assert not list((ROOT / "kernels").rglob("__init__.py"))
+    assert not list((ROOT / "data").rglob("__init__.py"))
+
+
+def test_teacher_is_small_and_its_log_says_how_it_was_made():
+    folder = ROOT / "data" / "teacher"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 25_000_000
+    log = json.loads((folder / "training_log.json").read_text())
+    assert log["teacher"]["recall_outside"] >= 0.90
+    assert log["trigram_loss_pydocs"] - log["teacher"]["loss_pydocs"] > 0.5
+    assert {"date", "processor", "torch", "transformers"} <= set(log["provenance"])
+
+
+def test_constraints_pin_what_pyproject_asks_for():
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    asked = re.findall(r'^\s+"([a-z_-]+)[><=]', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert len(asked) > 8
+    assert {name.replace("_", "-") for name in asked} <= {name.replace("_", "-") for name in pinned}
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_a_plain_install_works_from_another_folder(tmp_path):
+    """`pip install .` without -e: the package, its kernels and its data, away from the clone."""
+    target = tmp_path / "site"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        target,
+        ROOT,
+    ]
+    subprocess.run(pip, check=True)
+    code = """
+import pathlib, sys
+site = pathlib.Path(sys.argv[1])
+import liger_mini, liger_mini.demo
+from liger_mini.paths import data_dir
+assert site in pathlib.Path(liger_mini.__file__).parents, liger_mini.__file__
+assert site in data_dir().parents, data_dir()
+import importlib.util
+kernel = importlib.util.find_spec("liger_mini.kernels.diagonal")
+assert site in pathlib.Path(kernel.origin).parents, kernel.origin
+model, tokenizer = liger_mini.demo.load_teacher()
+liger_mini.linearize(model, window=16)
+ids = tokenizer("Ada lives in", return_tensors="pt").input_ids
+assert model.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
+"""
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code, target],
+        cwd=tmp_path / "elsewhere",
+        env={"PYTHONPATH": str(target), "PATH": "/usr/bin"},
+        check=True,
+    )
