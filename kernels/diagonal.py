@@ -3,7 +3,7 @@
     S_t = diag(α_t) S_{t-1} + k_tᵀ v_t        S in R^{K x V}, α_t = exp(log_gate_t) in (0, 1]^K
     o_t = q_t S_t                             no scaling, no denominator
 
-In chunks of C tokens, with G_ij = Σ_{j<l≤i} log α_l and S_n the state before chunk n, as in PyTorch's `chunked`,
+In chunks of C tokens, with G_ij = Σ_{j<l≤i} log α_l and S_n the state before chunk n, like PyTorch's `chunked`,
 
     S_n+1 = exp(Σ g_n) S_n + (k_n · exp suffix_sum)ᵀ v_n        `_chunk_states`     chunk after chunk
     o_n   = (q_n · exp prefix_sum) S_n + A v_n                  `_chunk_outputs`    all chunks at once
@@ -19,8 +19,8 @@ Time: O(T (C K log C + K V)), in T/C sequential steps; backward about three time
 Memory beyond inputs and outputs: forward T/C states S_n of K x V float32 a head, backward those again and as many
 dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and the initial state, nothing else.
 
-As in PyTorch, every exponent is a sum of log-gates that starts at the token which uses it: it is ≤ 0, and a strong
-gate nearby costs the weak ones no precision. The gradient of a log-gate keeps that up (see `_chunk_gradients`).
+Where `chunked` multiplies gates, the kernels add log-gates. Every exponent is a sum that starts at the token which
+uses it: it is ≤ 0, and a strong gate nearby costs the weak ones no precision; so too in `_chunk_gradients`.
 """
 
 from __future__ import annotations

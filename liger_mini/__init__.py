@@ -4,6 +4,8 @@ The package reads in the order of the course: gates, structures, recurrences, wi
 convert, recover, evaluate. Importing it registers the linearized model types with transformers.
 """
 
+from pathlib import Path as _Path
+
 from liger_mini.convert import linearize, load
 from liger_mini.evaluate import branch_ablation, evaluate
 from liger_mini.recover import recover
@@ -24,3 +26,8 @@ __all__ = [
     "sliding_window_attention",
     "structures",
 ]
+
+# kernels/ stands at the top of a clone, beside this package; a plain install has it inside. It cannot have an
+# __init__.py (a package of that name would shadow Hugging Face's `kernels`), so an editable install needs the hint.
+if not (_Path(__file__).parent / "kernels").is_dir():
+    __path__.append(str(_Path(__file__).parent.parent))

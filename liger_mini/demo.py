@@ -11,6 +11,7 @@ import html
 import json
 import shutil
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ PLANS = {
     "paper": Plan(
         "the paper's: half-life 16 tokens, LoRA rank 8",
         temper=16,
-        recipe=Recipe(rank=8, alpha=8, learning_rate=1e-3, steps=150, batch_size=8),
+        recipe=Recipe(rank=8, alpha=8, learning_rate=1e-3, steps=200, batch_size=8),
     ),
     "half_life": Plan(
         "longer half-life: 1024 tokens, LoRA rank 32",
         temper=1024,
-        recipe=Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=320, batch_size=8),
+        recipe=Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=250, batch_size=8),
     ),
 }
 
@@ -89,6 +90,8 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     """
     start = time.perf_counter()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of loading weights; recovery has its own
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     output_dir = Path(output_dir)
     if (output_dir / "result.json").is_file():
         shutil.rmtree(output_dir)

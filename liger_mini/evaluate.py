@@ -85,8 +85,8 @@ class HeldOut:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    stories: int = 128
-    documents: int = 64
+    stories: int = 96
+    documents: int = 32
     length: int = 256
     seed: int = 0
     story_rows: list[dict] = field(init=False, repr=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
@@ -102,10 +102,10 @@ def recover(
         _training_arguments(output_dir, recipe, save_every, log_every),
         train_dataset=dataset,
         data_collator=Collator(model.config.pad_token_id or 0),
-        callbacks=[log, _ProgressBar],
+        callbacks=[log],
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_ProgressBar)
     trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
     peft_model.save_pretrained(output_dir / "adapter")
     peft_model.merge_and_unload()
@@ -143,6 +143,7 @@ def _training_arguments(output_dir: Path, recipe: Recipe, save_every: int, log_e
         seed=recipe.seed,
         include_num_input_tokens_seen="non_padding",
         use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=False,  # whatever transformers' verbosity is: the bar is ours, with the loss in it
         report_to=[],
     )
 

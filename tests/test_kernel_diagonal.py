@@ -5,10 +5,7 @@ Runs anywhere Triton can be installed: on a CUDA device, and without one in Trit
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,15 +15,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, so before the import
 pytest.importorskip("triton")
 
-from liger_mini.recurrences import diagonal
+from liger_mini.kernels import diagonal as kernel
 
-try:
-    from liger_mini.kernels import diagonal as kernel  # installed from kernels/
-except ModuleNotFoundError:  # a bare checkout: the same file, where it lies
-    file = Path(__file__).parents[1] / "kernels" / "diagonal.py"
-    spec = importlib.util.spec_from_file_location("liger_mini.kernels.diagonal", file)
-    kernel = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(kernel)
+from liger_mini.recurrences import diagonal, gated_recurrence
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -147,3 +138,12 @@ def test_without_a_gpu_or_the_interpreter_the_error_names_both(monkeypatch):
     monkeypatch.setattr(kernel, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match=r"on cpu.* CUDA device.* TRITON_INTERPRET=1"):
         kernel.triton_recurrence(*(x.cpu() for x in inputs(1, 16, 16, "weak")))
+
+
+def test_the_backend_argument_reaches_the_kernel_also_for_packed_documents():
+    q, k, v, logits = torch.randn(4, 1, 20, 2, 16, device=DEVICE)
+    log_gate, ends = F.logsigmoid(logits), torch.tensor([0, 7, 7, 20], device=DEVICE)
+    o, state = gated_recurrence(q, k, v, log_gate, cu_seqlens=ends, backend="triton")
+    expected, expected_state = gated_recurrence(q, k, v, log_gate, cu_seqlens=ends, backend="naive")
+    torch.testing.assert_close(o, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-4)

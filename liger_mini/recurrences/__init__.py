@@ -6,13 +6,15 @@ places beside it), each with its naive, step and chunked version on one page.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from liger_mini.recurrences import diagonal
 
-BACKENDS = ("auto", "naive", "chunked")
+BACKENDS = ("auto", "naive", "chunked", "triton")
 
 
 def gated_recurrence(
@@ -35,7 +37,8 @@ def gated_recurrence(
         initial_state: S_0, float32; zeros if None. With `cu_seqlens`, one state a document: [N, H, K, V].
         cu_seqlens: [N+1] boundaries 0 = c_0 ≤ … ≤ c_N = T of documents packed into one row (B = 1).
             They do not see each other; a document of length zero hands its state through.
-        backend: "naive" | "chunked" | "auto" (`explain_backend` says what auto means).
+        backend: "naive" | "chunked" | "triton" | "auto" (`explain_backend` says what auto means). Triton needs a
+            GPU or TRITON_INTERPRET=1, takes q, k, v in their own dtype and has no float64.
     Returns:
         o [B, T, H, V] and the state after the last token, [B, H, K, V] ([N, H, K, V] if packed).
     Raises:
@@ -45,37 +48,45 @@ def gated_recurrence(
     _check_inputs(q, k, v, log_gate)
     B, T, H, K, V = *q.shape, v.shape[-1]
     N = B if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, B, T)
-    compute = torch.promote_types(torch.float32, torch.promote_types(q.dtype, v.dtype))
+    dtype = v.dtype
+    compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, k, v, log_gate)), torch.float32)
     if initial_state is None:
         initial_state = q.new_zeros(N, H, K, V, dtype=compute)
     elif initial_state.shape != (N, H, K, V):
         raise ValueError(f"initial_state has shape {tuple(initial_state.shape)}; here it must be {(N, H, K, V)}")
     form = _form(backend, T)
-    q, k, v_, log_gate, state = (x.to(compute) for x in (q, k, v, log_gate, initial_state))
+    log_gate, state = log_gate.to(compute), initial_state.to(compute)
+    if backend != "triton":
+        q, k, v = (x.to(compute) for x in (q, k, v))
     if cu_seqlens is None:
-        o, state = form(q, k, v_, log_gate, state)
-        return o.to(v.dtype), state
+        o, state = form(q, k, v, log_gate, state)
+        return o.to(dtype), state
 
     outputs, states = [], []
     for start, end, S in zip(cu_seqlens.tolist(), cu_seqlens[1:].tolist(), state.split(1)):
         if end > start:
-            o, S = form(*(x[:, start:end] for x in (q, k, v_, log_gate)), S)
+            o, S = form(*(x[:, start:end] for x in (q, k, v, log_gate)), S)
             outputs.append(o)
         states.append(S)
-    return torch.cat(outputs, dim=1).to(v.dtype), torch.cat(states)
+    return torch.cat(outputs, dim=1).to(dtype), torch.cat(states)
 
 
 def explain_backend(device: torch.device | str = "cpu") -> str:
     """What `backend="auto"` chooses on this device, and why."""
     return (
         f"on {torch.device(device).type}: 'chunked' (matrix products over {diagonal.CHUNK} tokens at a time), "
-        "and one 'step' where the sequence is a single token; 'naive' is the readable loop and is never chosen"
+        "and one 'step' where the sequence is a single token. 'naive' is the readable loop and is never chosen; "
+        "'triton' is chosen only by name, until its kernels have been run on a GPU"
     )
 
 
 def _form(backend: str, T: int):
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
+    if backend == "triton":
+        from liger_mini.kernels.diagonal import triton_recurrence  # imports triton, which not every machine has
+
+        return triton_recurrence
     one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
     return diagonal.naive if backend == "naive" or one_token else diagonal.chunked
 
