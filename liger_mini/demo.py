@@ -250,7 +250,7 @@ def as_page(teacher: Report, journeys: dict[str, Journey], where: dict[str, Any]
     blocks = []
     for i, chart in enumerate(charts):
         plot = chart.to_html(
-            full_html=False, include_plotlyjs=i == 0, config={"responsive": True, "displaylogo": False}
+            full_html=False, include_plotlyjs=i == 0, config={"responsive": True, "displayModeBar": False}
         )
         words = html.escape(figures.alt_text(chart))
         blocks.append(f'<figure role="group" aria-label="{words}">{plot}<figcaption>{words}</figcaption></figure>')
@@ -279,7 +279,7 @@ def _summary(teacher: Report, journeys: dict[str, Journey]) -> str:
             f"With a gate half-life of {journey.plan.temper:g} tokens, recovery trained "
             f"{journey.recovery.parameters_trained / journey.recovery.parameters:.1%} as many numbers as the model has and won back "
             f"{gap_closed(teacher, journey):.0%} of the lost loss; recall beyond the reach is {after.recall_outside:.0%} "
-            f"({alone.recall_outside:.0%} with the window alone; guessing gives {after.recall['outside'].chance:.0%})."
+            f"({alone.recall_outside:.0%} with the window alone; guessing among the values the story holds would give {after.recall['outside'].chance:.0%})."
         )
     return " ".join(sentences)
 
@@ -293,8 +293,8 @@ PAGE = """<!doctype html>
 <style>
   body {{ font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 62rem; }}
   h1 {{ line-height: 1.2; }} figure {{ margin: 2.5rem 0; }} figcaption, footer {{ color: #555; font-size: .9rem; }}
-  .wide {{ overflow-x: auto; margin: 2rem 0; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-  caption {{ text-align: left; padding-bottom: .5rem; color: #555; }}
+  .wide {{ overflow-x: auto; margin: 2rem 0; }} table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
+  caption {{ text-align: left; padding-bottom: .5rem; color: #555; position: sticky; left: 0; max-width: min(60rem, 90vw); }}
   th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }}
   th:first-child {{ text-align: left; }} th[scope=row] {{ font-weight: normal; }}
 </style>
