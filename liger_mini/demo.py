@@ -93,8 +93,11 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     transformers_logging.disable_progress_bar()  # of loading weights; recovery has its own
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     output_dir = Path(output_dir)
-    if (output_dir / "result.json").is_file():
-        shutil.rmtree(output_dir)
+    if (output_dir / "result.json").is_file():  # finished: start anew, touching nothing but our own runs
+        for name in PLANS:
+            if (output_dir / name / "run.json").is_file():
+                shutil.rmtree(output_dir / name)
+        (output_dir / "result.json").unlink()
     output_dir.mkdir(parents=True, exist_ok=True)
     print("1/3  loading the embedded teacher and measuring it", flush=True)
     teacher, tokenizer = load_teacher()
