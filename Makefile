@@ -18,7 +18,7 @@ test: $(READY)  ## the test suite, then the notebooks in their quick tier
 lint: $(READY)  ## ruff: style, imports, formatting, and notebooks without outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -p no:cacheprovider tests/test_repository.py
+	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" tests/test_repository.py
 
 setup: $(READY)
 
