@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel module is first imported
+    os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported, and transformers imports triton
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
