@@ -138,6 +138,7 @@ def _training_arguments(output_dir: Path, recipe: Recipe, save_every: int, log_e
         weight_decay=recipe.weight_decay,
         bf16=recipe.bf16,
         logging_steps=log_every,
+        logging_nan_inf_filter=False,  # the Trainer would log the mean of the finite losses instead
         save_steps=save_every,
         save_total_limit=2,
         seed=recipe.seed,
