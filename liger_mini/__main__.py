@@ -15,7 +15,9 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument(
         "--output-dir", default="runs/demo", help="folder for report.html and result.json (default: %(default)s)"
     )
-    teacher = commands.add_parser("teacher", help="train the embedded teacher from a seed (an hour on 2 cores)")
+    teacher = commands.add_parser(
+        "teacher", help="train the embedded teacher from a seed (about 70 minutes on 2 cores)"
+    )
     teacher.add_argument(
         "--output-dir", default="runs/teacher", help="resumed if it holds checkpoints (default: %(default)s)"
     )

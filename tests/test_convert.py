@@ -9,7 +9,7 @@ from liger_mini.benchmark import state_bytes
 from liger_mini.evaluate import branches
 
 WINDOW = 8
-LOGITS = 1e-4  # issue bar, float32; the logits of these models are of order 1 to 10
+LOGITS = 1e-4  # the promise in float32; the logits of these models are of order 1 to 10
 
 
 @pytest.fixture(params=[None, 2], ids=["every layer", "softmax_every=2"])
