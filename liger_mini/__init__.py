@@ -9,7 +9,7 @@ from pathlib import Path as _Path
 from liger_mini.convert import linearize, load
 from liger_mini.evaluate import branch_ablation, evaluate
 from liger_mini.recover import recover
-from liger_mini.recurrences import explain_backend, gated_recurrence
+from liger_mini.recurrences import explain_backend, gated_recurrence, slot_recurrence
 from liger_mini.structures import structures
 from liger_mini.version import __version__
 from liger_mini.window import sliding_window_attention
@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "recover",
     "sliding_window_attention",
+    "slot_recurrence",
     "structures",
 ]
 

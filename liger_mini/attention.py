@@ -4,12 +4,11 @@
     o_t = a · φ(q_t) S_t  +  b · softmax attention over the last W keys (after rotary embedding)
 
 Costs O(T (W K + K²)) time a head; decoding keeps S (K x V numbers a head) and W - 1 keys and values,
-whatever the context. Both live in transformers' own cache layer for `layer_types` "hybrid_sliding".
+whatever the context, of every key/value head. Both live in transformers' own cache layer for `layer_types`
+"hybrid_sliding", which holds as many recurrent states as `number_of_conv_states` in the config says.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from liger_mini.structures import get_structure
 from liger_mini.window import sliding_window_attention
@@ -35,12 +34,10 @@ class LigerAttention(nn.Module):
     def __init__(self, attention: nn.Module, *, structure: str, window: int, mix: float, temper: float | None):
         super().__init__()
         self.config, self.layer_idx = attention.config, attention.layer_idx
-        self.head_dim, self.groups = attention.head_dim, attention.num_key_value_groups
+        self.head_dim = attention.head_dim
         for name, projection in attention.named_children():
             setattr(self, name, projection)
-        self.structure = get_structure(structure)
-        if temper is not None:
-            self.structure = dataclasses.replace(self.structure, temper=temper)
+        self.structure = get_structure(structure, temper)
         self.window = window
         self.branches = (mix, 1 - mix)
 
@@ -65,14 +62,16 @@ class LigerAttention(nn.Module):
 
     def recurrence(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache) -> Tensor:
         """The branch that remembers everything a little; [B, T, H, V]."""
-        k, v = repeat_kv(k, self.groups), repeat_kv(v, self.groups)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, T, H, ·]
-        started = cache is not None and cache.is_recurrent_states_initialized[0]
-        state = cache.recurrent_states[0] if started else None
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, T, heads, ·]
+        states = None
+        if cache is not None and cache.is_recurrent_states_initialized[0]:
+            states = tuple(cache.recurrent_states[i] for i in range(self.structure.states))
+            states = states[0] if self.structure.states == 1 else states
         mask = None if mask is None else mask[:, -q.shape[1] :]
-        o, state = self.structure(q, k, v, state, mask=mask)
+        o, states = self.structure(q, k, v, states, mask=mask)
         if cache is not None:
-            cache.update_recurrent_state(state.detach())
+            for i, state in enumerate(states if isinstance(states, tuple) else (states,)):
+                cache.update_recurrent_state(state.detach(), state_idx=i)
         return o
 
     def windowed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache) -> Tensor:

@@ -27,7 +27,7 @@ class LigerLlamaConfig(LlamaConfig):
 
     Attributes:
         liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every.
-        layer_types, sliding_window: what transformers builds the decode cache from.
+        layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
     """
 
     model_type = "liger_llama"
@@ -59,7 +59,8 @@ def linearize(
         structure: a name in `liger_mini.structures`.
         window: keys the softmax branch sees, the current one included (the paper's 64).
         mix: the weight a of the recurrence; the window has b = 1 - a (the paper's 0.5).
-        temper: half-life of a neutral gate in tokens; None takes the structure's default.
+        temper: half-life of a neutral gate in tokens; None takes the structure's default. Structures whose gate is
+            not computed from one key (linear, lightning, lightnet) have none.
         softmax_every: keep every n-th block as ordinary softmax attention (the paper's "-H" has 8).
     Returns:
         The same object, its class now the family's Liger class.
@@ -79,6 +80,7 @@ def linearize(
     config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
     config.liger = settings
     config.sliding_window = window
+    config.number_of_conv_states = get_structure(structure).states  # transformers' one number for both kinds of state
     config.layer_types = [
         "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
     ]
@@ -120,12 +122,12 @@ def load(path: str | Path, **kwargs) -> PreTrainedModel:
 
 
 def _check_settings(structure: str, window: int, mix: float, temper: float | None, softmax_every: int | None) -> None:
-    get_structure(structure)
+    if temper is not None and not 0 < temper < float("inf"):
+        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
+    get_structure(structure, temper)
     if not isinstance(window, int) or window < 1:
         raise ValueError(f"window = {window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
     if not 0 <= mix <= 1:
         raise ValueError(f"mix = {mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
-    if temper is not None and not 0 < temper < float("inf"):
-        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
     if softmax_every is not None and (not isinstance(softmax_every, int) or softmax_every < 1):
         raise ValueError(f"softmax_every = {softmax_every!r}: allowed are whole numbers ≥ 1, or None")

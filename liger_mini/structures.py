@@ -1,70 +1,285 @@
-"""The registry of gated linear structures (chapter 03): name -> gate, feature maps, recurrence."""
+"""The seven structures of Table 1 and three cousins (chapter 03): raw projections in, a recurrence run, no parameter.
+
+`structures` maps a name to a `Structure`. Read from the top, each is one change to one before. With P = Pool(k_t) and
+φ = softmax over the head dimension:
+
+| structure       | gate                  | α_t              | written             | read                        |
+|-----------------|-----------------------|------------------|---------------------|-----------------------------|
+| linear          | none                  | 1                | φ(k)ᵀ v             | φ(q) S                      |
+| lightning       | one a head, fixed     | exp(-2^(-8h/H))  | φ(k)ᵀ v             | φ(q) S                      |
+| gated_retention | one a head            | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
+| mamba2          | one a head            | exp(-softplus P) | φ(k)ᵀ v             | φ(q) S                      |
+| mlstm           | one a head            | σ(P)             | φ(k)ᵀ v, φ(k)       | φ(q) S / max(abs(φ(q) n), 1)|
+| gla             | one a key channel     | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
+| rwkv6           | one a key channel     | exp(-exp P)      | φ(k)ᵀ v             | φ(q) S                      |
+| hgrn2           | one a key channel     | γ + (1 - γ) σ(P) | (1 - α)ᵀ v          | φ(q) S                      |
+| lightnet        | one a key channel     | z_{t-1} / z_t    | (1 - α)ᵀ v          | φ(q) S                      |
+| gsa             | one a slot            | σ(P)             | (1 - α)ᵀ k, (1 - α)ᵀ v | softmax(q K̃ᵀ) Ṽ         |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, ClassVar
 
-from jaxtyping import Float, Float32
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from liger_mini import gates
-from liger_mini.recurrences import gated_recurrence
+from liger_mini.recurrences import gated_recurrence, slot_recurrence
 
 
 def softmax_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
     """φ(x) = softmax over the head dimension: positive, sums to one, and has no parameter."""
-    return x.float().softmax(-1).to(x.dtype)
+    return gates.wide(x).softmax(-1).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One line of Table 1: how raw projections become a recurrence.
+    """How raw (pre-rotary) projections become a recurrence. A structure overrides what it does differently.
 
     Attributes:
-        gate: (pooled key, temper) -> log-gate.
-        feature_map: φ, applied to queries and keys.
-        temper: half-life of a neutral gate in tokens; the default is the authors' code's.
+        temper: half-life of a neutral gate in tokens; None where the gate is not computed from one key.
+        states: how many tensors its state has.
     """
 
-    name: str
-    gate: Callable[[Tensor, float], Tensor]
-    feature_map: Callable[[Tensor], Tensor]
-    temper: float
+    temper: float | None = None
+    states: ClassVar[int] = 1
 
-    def log_gate(self, k: Float[Tensor, "B T H K"]) -> Float32[Tensor, "B T H K"]:
-        """log α_t = gate(Pool(k_t)); a vector gate is as wide as the key, so Pool changes nothing."""
-        return self.gate(k, self.temper)
+    def log_gate(self, k: Float[Tensor, "B T H K"]) -> Float32[Tensor, "B T H K"] | Float32[Tensor, "B T H"]:
+        """log α_t = f(Pool(k_t)), read off the key alone."""
+        raise NotImplementedError
+
+    def write(self, k: Float[Tensor, "B T H K"], log_gate: Tensor) -> Float[Tensor, "B T H K"]:
+        """The key side of what a token writes."""
+        return softmax_features(k)
+
+    def inputs(
+        self,
+        q: Float[Tensor, "B T H K"],
+        k: Float[Tensor, "B T Hkv K"],
+        v: Float[Tensor, "B T Hkv V"],
+        mask: Float[Tensor, "B T"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What the recurrence is given: q, k, v, log_gate with the feature maps, the gate and the mask applied."""
+        log_gate = self.log_gate(k)
+        return softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
+
+    def run(self, inputs: tuple[Tensor, ...], state: Any = None, **how: Any) -> tuple[Tensor, Any]:
+        """(o, state) from `inputs`; how: `cu_seqlens`, `backend`."""
+        return gated_recurrence(*inputs, initial_state=state, **how)
 
     def __call__(
         self,
         q: Float[Tensor, "B T H K"],
-        k: Float[Tensor, "B T H K"],
-        v: Float[Tensor, "B T H V"],
-        state: Float32[Tensor, "B H K V"] | None = None,
+        k: Float[Tensor, "B T Hkv K"],
+        v: Float[Tensor, "B T Hkv V"],
+        state: Any = None,
         backend: str = "auto",
         *,
         mask: Float[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T H V"], Float32[Tensor, "B H K V"]]:
-        """Run the structure on raw (pre-rotary) projections.
+        cu_seqlens: Int[Tensor, "N+1"] | None = None,
+    ) -> tuple[Float[Tensor, "B T H V"], Any]:
+        """Run the structure on raw projections.
 
         Args:
+            state: what the call before returned, float32; None is a fresh start.
             mask: 1 for a token, 0 for padding. A padded token writes nothing and forgets nothing.
+            cu_seqlens, backend: as in `gated_recurrence`.
+        Returns:
+            o in v's dtype, and the state after the last token (a tuple where `states` is 2).
         """
+        return self.run(self.inputs(q, k, v, mask), state, cu_seqlens=cu_seqlens, backend=backend)
+
+
+def hide(mask: Tensor | None, x: Tensor, value: float = 0.0) -> Tensor:
+    """x [B, T, ...] with `value` where the mask [B, T] is 0."""
+    if mask is None:
+        return x
+    return x.masked_fill(~mask.bool().reshape(*mask.shape, *[1] * (x.ndim - 2)), value)
+
+
+@dataclass(frozen=True)
+class Linear(Structure):
+    """Ungated linear attention ("Pure LA"): α = 1, nothing is ever forgotten."""
+
+    def log_gate(self, k):
+        return k.new_zeros(k.shape[:-1], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Lightning(Structure):
+    """Lightning Attention: every head has its own fixed half-life, whatever the tokens are (`gates.head_decay`)."""
+
+    def log_gate(self, k):
+        return gates.head_decay(k.shape[2], k.device).expand(k.shape[:-1])
+
+
+@dataclass(frozen=True)
+class GatedRetention(Structure):
+    """One gate per head, read off the key. temper 1 is Table 1's."""
+
+    temper: float = 1.0
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(gates.pool(k, 1).squeeze(-1), self.temper)
+
+
+@dataclass(frozen=True)
+class Mamba2(Structure):
+    """Gated Retention with exp(-softplus(P)) = σ(-P): a large key forgets, where there it keeps. temper 1 is Table 1's."""
+
+    temper: float = 1.0
+
+    def log_gate(self, k):
+        return gates.softplus_gate(gates.pool(k, 1).squeeze(-1), self.temper)
+
+
+@dataclass(frozen=True)
+class MLSTM(GatedRetention):
+    """Gated Retention with a normaliser n_t = α_t n_{t-1} + φ(k_t), carried as one more value column of S."""
+
+    def inputs(self, q, k, v, mask=None):
+        return super().inputs(q, k, torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1), mask)
+
+    def run(self, inputs, state=None, **how):
+        o, state = super().run(inputs, state, **how)
+        return o[..., :-1] / o[..., -1:].abs().clamp(min=1), state
+
+
+@dataclass(frozen=True)
+class GLA(Structure):
+    """Gated Linear Attention: one gate per key channel. temper 16 is the authors' code's; Table 1 has 1."""
+
+    temper: float = 16.0
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(k, self.temper)
+
+
+@dataclass(frozen=True)
+class RWKV6(Structure):
+    """GLA with exp(-exp(P)) for σ(P), as in the paper's Eq. 7 (no bonus term). temper ln 2 is Table 1's."""
+
+    temper: float = math.log(2)
+
+    def log_gate(self, k):
+        return gates.exp_gate(k, self.temper)
+
+
+@dataclass(frozen=True)
+class HGRN2(Structure):
+    """GLA with a tied write: what a channel forgets, 1 - α, it takes in. temper 1 and γ = 0 are the authors' code's.
+
+    Attributes:
+        lower_bound: γ in [0, 1), the least share that survives a token (with temper 1).
+    """
+
+    temper: float = 1.0
+    lower_bound: float = 0.0
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(k, self.temper, self.lower_bound)
+
+    def write(self, k, log_gate):
+        return -log_gate.expm1().to(k.dtype)
+
+
+@dataclass(frozen=True)
+class LightNet(Structure):
+    """A tied write like HGRN2's, with the gate of a running softmax: z_t = z_{t-1} + exp(k_t), α_t = z_{t-1} / z_t.
+
+    S_t is then the average of all values so far, weighted by exp(k). It is a σ gate of one key against all before it,
+    α_t = σ(log z_{t-1} - k_t), so it has no temper. The state is (S, log(1 + z)), where zero is "nothing yet".
+    """
+
+    states: ClassVar[int] = 2
+
+    def log_gate(self, k):
+        return self.running(gates.wide(k), None)[0]
+
+    def write(self, k, log_gate):
+        return -log_gate.expm1().to(k.dtype)
+
+    def running(self, k: Tensor, log1p_z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K]."""
+        if log1p_z is None:
+            log1p_z = k.new_zeros(k.shape[0], *k.shape[2:])
+        log_z = (log1p_z + (-torch.expm1(-log1p_z)).log()).clamp(min=gates.NOTHING).unsqueeze(1)
+        log_z = torch.cat([log_z, k], dim=1).logcumsumexp(1)
+        return F.logsigmoid(log_z[:, :-1] - k), F.softplus(log_z[:, -1])
+
+    def __call__(self, q, k, v, state=None, backend="auto", *, mask=None, cu_seqlens=None):
+        S, log1p_z = state or (None, None)
+        seen = hide(mask, gates.wide(k), gates.NOTHING)  # padding adds nothing to z
+        lengths = [k.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+        starts = [None] * len(lengths) if log1p_z is None else log1p_z.split(1 if len(lengths) > 1 else len(log1p_z))
+        documents = [self.running(document, start) for document, start in zip(seen.split(lengths, dim=1), starts)]
+        log_gate, log1p_z = torch.cat([g for g, _ in documents], dim=1), torch.cat([z for _, z in documents])
+        inputs = softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
+        o, S = self.run(inputs, S, cu_seqlens=cu_seqlens, backend=backend)
+        return o, (S, log1p_z)
+
+
+@dataclass(frozen=True)
+class GSA(Structure):
+    """Gated Slot Attention: M slots remember keys and values, and a query attends to the slots.
+
+    Raw q and k without φ, scores without scale, write 1 - α and temper 16 are the authors' code's; Table 1 has temper 1.
+
+    Attributes:
+        slots: M, at most K; None makes it K, so that Pool changes nothing.
+    """
+
+    temper: float = 16.0
+    slots: int | None = None
+    states: ClassVar[int] = 2
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(gates.pool(k, self.slots or k.shape[-1]), self.temper)
+
+    def inputs(self, q, k, v, mask=None):
         log_gate = self.log_gate(k)
-        if mask is not None:
-            seen = mask[:, :, None, None]
-            log_gate, v = log_gate * seen, v * seen.to(v.dtype)
-        q, k = self.feature_map(q), self.feature_map(k)
-        return gated_recurrence(q, k, v, log_gate, initial_state=state, backend=backend)
+        w = -log_gate.expm1().to(k.dtype)
+        return q, k, v, hide(mask, w), hide(mask, log_gate)
+
+    def run(self, inputs, state=None, **how):
+        return slot_recurrence(*inputs, initial_state=state, **how)
 
 
-structures = MappingProxyType({"gla": Structure("gla", gates.sigmoid_gate, softmax_features, temper=16.0)})
+structures = MappingProxyType(
+    {
+        "gla": GLA(),
+        "hgrn2": HGRN2(),
+        "rwkv6": RWKV6(),
+        "mamba2": Mamba2(),
+        "gated_retention": GatedRetention(),
+        "mlstm": MLSTM(),
+        "gsa": GSA(),
+        "lightning": Lightning(),
+        "lightnet": LightNet(),
+        "linear": Linear(),
+    }
+)
 
 
-def get_structure(name: str) -> Structure:
-    """`structures[name]`, or a ValueError that lists what there is."""
+def get_structure(name: str, temper: float | None = None) -> Structure:
+    """`structures[name]`, with another temper if one is given.
+
+    Raises:
+        ValueError: no structure of that name, or a temper for one whose gate has none.
+    """
     if name not in structures:
         raise ValueError(f"unknown structure {name!r}: allowed are {', '.join(map(repr, structures))}")
-    return structures[name]
+    structure = structures[name]
+    if temper is None:
+        return structure
+    if structure.temper is None:
+        tempered = ", ".join(repr(other) for other, s in structures.items() if s.temper is not None)
+        raise ValueError(f"structure {name!r} has no temper: leave temper out, or choose one of {tempered}")
+    return dataclasses.replace(structure, temper=temper)

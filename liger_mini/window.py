@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-BACKENDS = ("auto", "naive", "blocked")
+from liger_mini.recurrences.checks import document_ends
+
+BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
+SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds
 
 
 def sliding_window_attention(
@@ -29,6 +32,7 @@ def sliding_window_attention(
     window: int,
     *,
     key_mask: Bool[Tensor, "B Tk"] | None = None,
+    cu_seqlens: Int[Tensor, "N+1"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B Tq H V"]:
     """Softmax attention over the last `window` keys, the current one included.
@@ -37,11 +41,26 @@ def sliding_window_attention(
         k, v: may have fewer heads than q (grouped keys/values: Hkv divides H), and may begin earlier
             (Tk ≥ Tq: a cache in front).
         key_mask: True where a key may be seen; False hides padding. A query that sees no key gives 0.
-        backend: "naive" | "blocked" | "auto" ("blocked"; for one query, one step).
+        cu_seqlens: [N+1] boundaries of documents packed into one row (B = 1, Tq = Tk); they do not see each other.
+        backend: "naive" | "blocked" ("chunked" means the same here) | "triton" | "auto" ("blocked"; for one query,
+            one step).
     Raises:
-        ValueError: window < 1, shapes that do not fit, an empty sequence, an unknown backend.
+        ValueError: window < 1, shapes that do not fit, an empty sequence, an unknown backend, cu_seqlens that do not
+            cover T. RuntimeError: "triton" on a machine that cannot run it.
     """
     _check(q, k, v, window, key_mask, backend)
+    ends = None if cu_seqlens is None else document_ends(cu_seqlens, k.shape[0], k.shape[1])
+    if ends is not None and q.shape[1] != k.shape[1]:
+        raise ValueError(f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}")
+    if backend == "triton":
+        from liger_mini.kernels.window import triton_window  # imports triton, which not every machine has
+
+        return triton_window(q, k, v, window, key_mask, cu_seqlens)
+    if ends is not None:
+        seen = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+        documents = [tuple(x[:, a:b] for x in (q, k, v, seen)) for a, b in zip(ends, ends[1:]) if b > a]
+        attend = [sliding_window_attention(*d[:3], window, key_mask=d[3], backend=backend) for d in documents]
+        return torch.cat(attend, dim=1)
     if key_mask is None:
         key_mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, ·]
@@ -77,18 +96,28 @@ def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tens
 
 def blocked(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
     """Blocks of W queries: each sees its own block of keys and the one before, so scores are W x 2W."""
+    Tq, before = q.shape[2], k.shape[2] - q.shape[2]
+    outputs = []
+    for start in range(0, Tq, SPAN):
+        end = min(start + SPAN, Tq)
+        keys = slice(max(0, before + start - window + 1), before + end)  # that any of these queries can see
+        outputs.append(blocks(q[:, :, start:end], k[:, :, keys], v[:, :, keys], window, key_mask[:, keys]))
+    return torch.cat(outputs, dim=2)
+
+
+def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+    """One span of `blocked`, all its blocks at once."""
     B, _, Tq, _ = q.shape
     W = min(window, k.shape[2])
-    reach = min(k.shape[2], Tq + W - 1)  # keys that any query can see
-    before, after = Tq + W - reach, -Tq % W  # zeros in front, so that keys start W before the queries
+    before, after = Tq + W - k.shape[2], -Tq % W  # zeros in front, so that keys start W before the queries
     q = F.pad(q, (0, 0, 0, after)).unflatten(2, (-1, W))  # [B, H, N, W, K]
-    k, v = (F.pad(x[:, :, -reach:], (0, 0, before, after)).unfold(2, 2 * W, W).mT for x in (k, v))  # [B, H, N, 2W, ·]
-    seen = F.pad(key_mask[:, -reach:], (before, after)).unfold(1, 2 * W, W)  # [B, N, 2W]
+    k, v = (F.pad(x, (0, 0, before, after)).unfold(2, 2 * W, W).mT for x in (k, v))  # [B, H, N, 2W, ·]
+    seen = F.pad(key_mask, (before, after)).unfold(1, 2 * W, W)  # [B, N, 2W]
     i = torch.arange(W, device=q.device).unsqueeze(1) + W
     j = torch.arange(2 * W, device=q.device)
     visible = ((j <= i) & (j > i - W)) & seen[:, :, None, :]  # [B, N, W, 2W]
-    blocks = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # every block is a row of a batch: [B N, H, ·, ·]
-    o = softmax_attention(*blocks, visible.flatten(0, 1).unsqueeze(1))
+    rows = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # every block is a row of a batch: [B N, H, ·, ·]
+    o = softmax_attention(*rows, visible.flatten(0, 1).unsqueeze(1))
     return o.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, :Tq]
 
 

@@ -12,9 +12,10 @@ WINDOW = 8
 LOGITS = 1e-4  # the promise in float32; the logits of these models are of order 1 to 10
 
 
-@pytest.fixture(params=[None, 2], ids=["every layer", "softmax_every=2"])
+@pytest.fixture(params=[*lm.structures, "gla, softmax_every=2"])
 def model(request, tiny_llama):
-    return lm.linearize(tiny_llama(), window=WINDOW, softmax_every=request.param)
+    structure, hybrid, _ = request.param.partition(",")
+    return lm.linearize(tiny_llama(), structure, window=WINDOW, softmax_every=2 if hybrid else None)
 
 
 def tokens(B, T):

@@ -1,0 +1,79 @@
+"""What a recurrence cannot take, said before it runs: what was given, and what is allowed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_inputs(q: Tensor, inputs: dict[str, Tensor], axes: dict[str, int] | None = None) -> None:
+    """q [B, T, H, K]; the others [B, T, H_kv, ·] (or as many axes as `axes` says), H_kv the same and dividing H.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty sequence. TypeError: inputs that are not floating point.
+    """
+    kv_heads = None
+    for name, x in {"q": q, **inputs}.items():
+        allowed = (axes or {}).get(name, 4)
+        if x.ndim != allowed:
+            wanted = {3: "three axes [B, T, H]", 4: "four axes [B, T, H, channels]"}[allowed]
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have {wanted}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}; allowed are floating point types")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, but q is on {q.device}; move them to one device")
+        if x.shape[:2] != q.shape[:2]:
+            raise ValueError(f"{name} has [B, T] = {list(x.shape[:2])}, but q has {list(q.shape[:2])}")
+        if name != "q":
+            kv_heads = kv_heads or x.shape[2]
+            if x.shape[2] != kv_heads:
+                raise ValueError(f"{name} has {x.shape[2]} heads, but k has {kv_heads}; k, v and gates share theirs")
+            if q.shape[2] % kv_heads:
+                raise ValueError(f"the {kv_heads} heads of {name} do not divide the {q.shape[2]} heads of q")
+    if q.shape[1] == 0:
+        raise ValueError("empty sequence: T = 0, but a recurrence needs at least one token")
+
+
+def check_width(name: str, x: Tensor, other: str, y: Tensor) -> None:
+    if x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"{name} has {x.shape[-1]} channels, but {other} has {y.shape[-1]}; they must be equal")
+
+
+def check_gate(log_gate: Tensor, backend: str) -> None:
+    """log α ≤ 0 and not NaN; -inf (forget everything) is allowed outside the Triton kernels."""
+    if torch.compiler.is_compiling():  # reading a value would break the graph
+        return
+    smallest, largest = torch.stack(torch.aminmax(log_gate.detach())).tolist()  # NaN wins over every number
+    if not largest <= 0:
+        raise ValueError(
+            f"log_gate has the value {largest:.4g}; a log-gate must be ≤ 0, since a gate is a factor in (0, 1]. "
+            "Pass log α (for example torch.nn.functional.logsigmoid of the logits), not α itself"
+        )
+    if backend == "triton" and smallest == -torch.inf:
+        raise ValueError(
+            "log_gate has the value -inf; the Triton kernels add log-gates and take finite ones. "
+            "Pass log_gate.clamp(min=-1e30): exp of that is 0 too"
+        )
+
+
+def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
+    if state.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(state.shape)}; here it must be {shape}")
+    if state.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} has dtype {state.dtype}; a state is carried in float32 (float64 in float64 runs)")
+    if state.device != q.device:
+        raise ValueError(f"{name} is on {state.device}, but q is on {q.device}; move them to one device")
+
+
+def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
+    """cu_seqlens as a list [0, …, T] that never falls; a document may be empty."""
+    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
+        raise ValueError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; allowed are whole numbers [N+1]"
+        )
+    if B != 1:
+        raise ValueError(f"cu_seqlens describes documents packed into one row, but the batch has B = {B} rows")
+    ends = cu_seqlens.tolist()
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
+        raise ValueError(f"cu_seqlens = {ends} must rise from 0 to T = {T}")
+    return ends
