@@ -1,8 +1,9 @@
-"""`python -m liger_mini demo | teacher | benchmark`: thin commands over the functions of the same names."""
+"""`python -m liger_mini demo | teacher | equivalence | benchmark`: thin commands over the functions of the same names."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 
@@ -24,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     teacher.add_argument("--seed", type=int, default=0)
     benchmark = commands.add_parser("benchmark", help="time and memory, as ratios within this run; writes JSON")
     benchmark.add_argument("--output", default="runs/benchmark.json", help="(default: %(default)s)")
+    equivalence = commands.add_parser("equivalence", help="every structure in every form against float64; writes JSON")
+    equivalence.add_argument("--output", default="runs/equivalence.json", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
 
     # imported here, so that --help answers at once
@@ -35,6 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
         from liger_mini.teacher import train_teacher
 
         train_teacher(options.output_dir, seed=options.seed)
+    elif options.command == "equivalence":
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+        from liger_mini.equivalence import run
+
+        return 0 if all(row["ok"] for row in run(options.output)["rows"]) else 1
     else:
         from liger_mini.benchmark import run
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from liger_mini.convert import linearize
+from liger_mini.paths import write_atomically
 from liger_mini.provenance import provenance
 from liger_mini.recurrences import gated_recurrence
 from liger_mini.window import sliding_window_attention
@@ -140,7 +141,5 @@ def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
     print(f"decode, seconds a token at {last['context']} over {first['context']}: {result['decode_seconds_ratio']:.2f}")
     print(f"decode, state bytes at {last['context']} over {first['context']}: {result['decode_state_ratio']:.2f}")
     print(f"decode against prefill, largest logit difference: {result['decode_against_prefill']:.1e}")
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1), "utf-8")
+    write_atomically(Path(output), json.dumps(result, indent=1))
     return result

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from liger_mini.convert import linearize, load
 from liger_mini.corpus import World
 from liger_mini.evaluate import HeldOut, Report, branch_ablation, evaluate
-from liger_mini.paths import data_dir
+from liger_mini.paths import data_dir, write_atomically
 from liger_mini.provenance import provenance
 from liger_mini.recover import Recipe, Recovery, recover
 from liger_mini.teaching import figures
@@ -109,8 +109,9 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
         journeys[name] = travel(plan, held_out, output_dir / name)
     seconds = time.perf_counter() - start
     result = as_result(teacher_report, journeys, seconds)
-    (output_dir / "report.html").write_text(as_page(teacher_report, journeys, result["provenance"], seconds), "utf-8")
-    (output_dir / "result.json").write_text(json.dumps(result, indent=1), "utf-8")
+    page = as_page(teacher_report, journeys, result["provenance"], seconds)
+    write_atomically(output_dir / "report.html", page)
+    write_atomically(output_dir / "result.json", json.dumps(result, indent=1))
     print("\n" + as_text(measurements(teacher_report, journeys)) + "\n\n" + as_text(ablations(journeys)))
     print(f"\nReport: {output_dir / 'report.html'}  (numbers: result.json; {seconds:.0f} s in all)")
     print("Next: `make lab` opens the course at notebook 00, where you take the same steps by hand.")

@@ -1,7 +1,8 @@
-"""Where the embedded teacher and the recorded results are, from a clone or from an installed package."""
+"""Files: where the embedded teacher and the recorded results are, and writing without leaving half a file."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -18,3 +19,11 @@ def data_dir() -> Path:
     raise FileNotFoundError(
         f"liger_mini's data folder (with teacher/config.json) is neither in {package} nor beside it; reinstall the package"
     )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a kill leaves the old file or the new one, never half of one. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(text, "utf-8")
+    os.replace(beside, path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
+from liger_mini.paths import write_atomically
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
 
@@ -118,7 +118,7 @@ def recover(
         parameters=total - trained,
         parameters_trained=trained,
     )
-    _write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
+    write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
 
 
@@ -161,7 +161,7 @@ class _MetricsLog(TrainerCallback):
             self.rows = [
                 row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step
             ]
-            _write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = time.perf_counter()
 
@@ -218,7 +218,7 @@ def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: R
         raise FileExistsError(f"{output_dir} is not empty and is not a recovery run (no run.json). Use another folder")
     else:
         output_dir.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, json.dumps(run, indent=1))
+        write_atomically(path, json.dumps(run, indent=1))
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:
@@ -246,10 +246,3 @@ def _check_dataset(dataset: Dataset) -> None:
         )
     if all(label == IGNORE for label in row["labels"]):
         raise ValueError("the first row has no label to learn from (all are -100)")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a kill leaves the old file or the new one, never half of one."""
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)

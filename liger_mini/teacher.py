@@ -36,6 +36,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from liger_mini import corpus
 from liger_mini.evaluate import HeldOut, evaluate
+from liger_mini.paths import write_atomically
 from liger_mini.provenance import provenance
 
 LENGTH = 256  # the teacher's context in tokens
@@ -179,7 +180,7 @@ def write_log(output_dir: Path, history: list[dict], settings: dict) -> None:
         "trigram_loss_pydocs": trigram_loss(docs, [row["input_ids"] for row in held_out.document_rows]),
         "provenance": provenance(),
     }
-    (output_dir / "training_log.json").write_text(json.dumps(log, indent=1))
+    write_atomically(output_dir / "training_log.json", json.dumps(log, indent=1))
 
 
 def trigram_loss(train: list[int], rows: list[list[int]]) -> float:

@@ -14,6 +14,8 @@ sequence (Tq = Tk), one token at decode (Tq = 1) and anything between.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -58,7 +60,7 @@ def sliding_window_attention(
         return triton_window(q, k, v, window, key_mask, cu_seqlens)
     if ends is not None:
         seen = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
-        documents = [tuple(x[:, a:b] for x in (q, k, v, seen)) for a, b in zip(ends, ends[1:]) if b > a]
+        documents = [tuple(x[:, a:b] for x in (q, k, v, seen)) for a, b in itertools.pairwise(ends) if b > a]
         attend = [sliding_window_attention(*d[:3], window, key_mask=d[3], backend=backend) for d in documents]
         return torch.cat(attend, dim=1)
     if key_mask is None:

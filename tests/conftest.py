@@ -45,7 +45,3 @@ def teacher():
     from liger_mini.demo import load_teacher
 
     return load_teacher()
-
-
-def relative_rms(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return ((value.double() - reference.double()).norm() / reference.double().norm()).item()

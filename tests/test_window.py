@@ -1,5 +1,7 @@
 """Sliding-window attention: naive, blocked and step, against a loop over tokens."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -44,6 +46,39 @@ def test_window_counts_the_current_key():
         (0, 2, 3)
     ) > 0
     assert moved.nonzero().flatten().tolist() == [10, 11, 12, 13]
+
+
+def test_spans_meet_without_a_seam(monkeypatch):
+    """`blocked` works on spans of queries; here on spans shorter than the window, equal to it, and longer."""
+    q, k, v = torch.randn(3, 2, 50, 2, 8, dtype=torch.float64)
+    whole = lm.sliding_window_attention(q, k, v, 8, backend="naive")
+    for span in (3, 8, 20):
+        monkeypatch.setattr("liger_mini.window.SPAN", span)
+        torch.testing.assert_close(lm.sliding_window_attention(q, k, v, 8, backend="blocked"), whole)
+
+
+@pytest.mark.parametrize("backend", ["naive", "blocked"])
+def test_packed_documents_do_not_see_each_other(backend):
+    q, k, v = torch.randn(3, 1, 40, 2, 8, dtype=torch.float64)
+    mask = torch.rand(1, 40) < 0.8
+    ends = [0, 7, 7, 8, 40]
+    o = lm.sliding_window_attention(q, k, v, 5, key_mask=mask, cu_seqlens=torch.tensor(ends), backend=backend)
+    for a, b in itertools.pairwise(ends):
+        if b > a:
+            alone = by_hand(q[:, a:b], k[:, a:b], v[:, a:b], 5, mask[:, a:b])
+            torch.testing.assert_close(o[:, a:b], alone)
+
+
+def test_documents_need_as_many_queries_as_keys():
+    q, k = torch.randn(1, 3, 2, 8), torch.randn(1, 9, 2, 8)
+    with pytest.raises(ValueError, match="as many queries as keys"):
+        lm.sliding_window_attention(q, k, k, 4, cu_seqlens=torch.tensor([0, 9]))
+
+
+def test_chunked_is_another_word_for_blocked():
+    q, k, v = torch.randn(3, 1, 20, 2, 8)
+    blocked, chunked = (lm.sliding_window_attention(q, k, v, 4, backend=b) for b in ("blocked", "chunked"))
+    assert torch.equal(blocked, chunked)
 
 
 def test_gradients_agree():

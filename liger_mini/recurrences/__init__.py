@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -148,7 +149,7 @@ def _run(
         o, states = _call(form, (q, *inputs, *gates), states)
         return o.to(dtype), states
     outputs, finals = [], []
-    for n, (start, end) in enumerate(zip(ends, ends[1:])):
+    for n, (start, end) in enumerate(itertools.pairwise(ends)):
         final = tuple(S[n : n + 1] for S in states)
         if end > start:
             o, final = _call(form, [x[:, start:end] for x in (q, *inputs, *gates)], final)

@@ -38,8 +38,8 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tu
 def chunked(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The recurrence in chunks of C tokens:
 
-        o_i = α_1…α_i (q_i S_0)  +  Σ_{j≤i} (q_i · k_j) α_{j+1}…α_i v_j
-              state before          `within_chunk`
+    o_i = α_1…α_i (q_i S_0)  +  Σ_{j≤i} (q_i · k_j) α_{j+1}…α_i v_j
+          state before          `within_chunk`
     """
     return over_chunks(span, (q, k, v, log_gate.unsqueeze(-1)), state)
 

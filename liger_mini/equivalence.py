@@ -1,0 +1,112 @@
+"""The equivalence matrix: every structure, in every form, against the float64 loop (promise 1).
+
+One table: structure x backend x dtype x {output, final state, every gradient}. A cell is the relative RMS error
+
+    ‖x - x₆₄‖ / ‖x₆₄‖
+
+where x₆₄ is the naive form in float64, given the very same (already rounded) inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liger_mini.paths import write_atomically
+from liger_mini.provenance import provenance
+from liger_mini.structures import Structure, structures
+
+# float32: sums of a few hundred roundings of 6e-8, mostly averaged out. Triton: tf32-free products, but exp and log of
+# a GPU. bfloat16: what goes in is exact for both sides, what comes out is rounded to 8 bits, 2^-9 relative each.
+TOLERANCES = {
+    ("naive", "float32"): 1e-5,
+    ("chunked", "float32"): 1e-5,
+    ("triton", "float32"): 1e-4,
+    ("naive", "bfloat16"): 1e-2,
+    ("chunked", "bfloat16"): 1e-2,
+    ("triton", "bfloat16"): 1e-2,
+}
+SHAPE = {"B": 2, "T": 130, "H": 4, "H_kv": 2, "K": 24, "V": 20}  # two chunks and a rest, groups, no powers of two
+
+
+def relative_rms(value: Tensor, reference: Tensor) -> float:
+    """‖value - reference‖ / ‖reference‖ in float64; the norm of value itself where the reference is 0."""
+    scale = reference.double().norm()
+    return ((value.double() - reference.double()).norm() / (scale if scale > 0 else 1)).item()
+
+
+def projections(dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> list[Tensor]:
+    """Random q, k, v as a layer projects them, [B, T, heads, ·]."""
+    generator = torch.Generator().manual_seed(seed)
+    B, T, H, H_kv, K, V = SHAPE.values()
+    draw = lambda *shape: torch.randn(*shape, generator=generator).to(device, dtype)  # noqa: E731
+    return [draw(B, T, H, K), draw(B, T, H_kv, K), draw(B, T, H_kv, V)]
+
+
+def differentiate(structure: Structure, leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    """Output, final state(s) and the gradient of every leaf, for a loss in which output and state both count."""
+    leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+    inputs = tuple(x for name, x in leaves.items() if not name.startswith("initial"))
+    states = tuple(x for name, x in leaves.items() if name.startswith("initial"))
+    o, finals = structure.run(inputs, states if len(states) > 1 else states[0], backend=backend)
+    finals = finals if isinstance(finals, tuple) else (finals,)
+    results = {"output": o, **{f"final state {i}": S for i, S in enumerate(finals)}}
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(x.shape, generator=generator).to(x) for x in results.values()]
+    gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
+    return {**results, **{f"d {name}": g for name, g in zip(leaves, gradients)}}
+
+
+def recurrence_leaves(structure: Structure, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+    """What the structure gives its recurrence, rounded to `dtype` (gates and states float32), by name."""
+    inputs = structure.inputs(*projections(dtype, device))
+    names = ("q", "k", "v", "log_gate") if len(inputs) == 4 else ("q", "k", "v", "slot_write", "log_gate")
+    leaves = dict(zip(names, inputs))
+    leaves["log_gate"] = leaves["log_gate"].clone()  # an expanded view cannot be a leaf of its own
+    state = structure.run(inputs, backend="chunked")[1]  # after one pass over the same tokens: a state as they occur
+    states = state if isinstance(state, tuple) else (state,)
+    return {**leaves, **{f"initial state {i}": S.float() for i, S in enumerate(states)}}
+
+
+def matrix(
+    backends: Iterable[str] = ("naive", "chunked", "triton"), device: torch.device | str = "cpu"
+) -> Iterator[dict[str, Any]]:
+    """The rows of the table, structure by structure.
+
+    Args:
+        backends: "triton" needs a GPU or TRITON_INTERPRET=1.
+    """
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, structure in structures.items():
+            leaves = recurrence_leaves(structure, dtype, device)
+            truth = differentiate(structure, {n: x.double() for n, x in leaves.items()}, "naive")
+            for backend in backends:
+                kind = str(dtype).removeprefix("torch.")
+                tolerance = TOLERANCES[backend, kind]
+                for what, value in differentiate(structure, leaves, backend).items():
+                    error = relative_rms(value, truth[what])
+                    row = {"structure": name, "backend": backend, "dtype": kind, "what": what, "error": error}
+                    yield {**row, "tolerance": tolerance, "ok": error <= tolerance}
+
+
+def run(output: str | Path = "runs/equivalence.json") -> dict[str, Any]:
+    """The whole matrix on this machine, written as JSON, the worst cell of each structure and form printed."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = list(matrix(device=device))
+    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["structure"], row["backend"], row["dtype"])
+        worst[key] = max(worst.get(key, row), row, key=lambda r: r["error"])
+    for (structure, backend, dtype), row in worst.items():
+        verdict = "ok" if row["ok"] else "TOO LARGE"
+        print(
+            f"{structure:16} {backend:8} {dtype:9} {row['error']:.1e} ≤ {row['tolerance']:.0e}  {row['what']}  {verdict}"
+        )
+    result = {"shape": SHAPE, "device": device, "rows": rows, "provenance": provenance()}
+    write_atomically(Path(output), json.dumps(result, indent=1))
+    return result
