@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from liger_mini.structures import get_structure
 from liger_mini.window import sliding_window_attention
 
-IMPLEMENTATION = "liger_mini"  # the name registered with transformers; see `padding_mask`
+IMPLEMENTATION = "liger_mini"  # the name registered with transformers
 
 
 class LigerAttention(nn.Module):
@@ -45,22 +45,34 @@ class LigerAttention(nn.Module):
         self,
         hidden_states: Tensor,  # [B, T, D]
         position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,  # [B, T] or [B, cache + T], True for tokens; see `padding_mask`
         past_key_values: Cache | None = None,
+        padding_mask: Tensor | None = None,  # [B, T] or [B, cache + T], True for tokens; see `keep_padding_mask`
+        cu_seq_lens_q: Tensor | None = None,  # transformers' name for the boundaries of documents packed into one row
         **kwargs,
     ) -> tuple[Tensor, None]:
-        q, k, v = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, T, K]
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = self.projections(hidden_states)  # [B, heads, T, K]
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         a, b = self.branches
-        o = a * self.recurrence(q, k, v, attention_mask, cache) + b * self.windowed(
-            *apply_rotary_pos_emb(q, k, *position_embeddings), v, attention_mask, cache
+        o = a * self.recurrence(q, k, v, padding_mask, cu_seq_lens_q, cache) + b * self.windowed(
+            *apply_rotary_pos_emb(q, k, *position_embeddings), v, padding_mask, cu_seq_lens_q, cache
         )
         return self.o_proj(o.flatten(-2)), None
 
-    def recurrence(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache) -> Tensor:
+    def projections(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as the softmax attention used them, before rotary embedding, [B, heads, T, K].
+
+        A family that normalises queries and keys (Qwen3) goes on doing so: recurrence, gate and window all read the
+        normalised key, the one whose products the model was trained with.
+        """
+        q, k, v = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if hasattr(self, "k_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def recurrence(self, q, k, v, mask: Tensor | None, cu_seqlens: Tensor | None, cache) -> Tensor:
         """The branch that remembers everything a little; [B, T, H, V]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, T, heads, ·]
         states = None
@@ -68,44 +80,68 @@ class LigerAttention(nn.Module):
             states = tuple(cache.recurrent_states[i] for i in range(self.structure.states))
             states = states[0] if self.structure.states == 1 else states
         mask = None if mask is None else mask[:, -q.shape[1] :]
-        o, states = self.structure(q, k, v, states, mask=mask)
+        o, states = self.structure(q, k, v, states, mask=mask, cu_seqlens=cu_seqlens)
         if cache is not None:
             for i, state in enumerate(states if isinstance(states, tuple) else (states,)):
                 cache.update_recurrent_state(state.detach(), state_idx=i)
         return o
 
-    def windowed(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cache) -> Tensor:
+    def windowed(self, q, k, v, mask: Tensor | None, cu_seqlens: Tensor | None, cache) -> Tensor:
         """The branch that sees the last W tokens exactly; [B, T, H, V]."""
         if cache is not None:
             k, v = cache.update(k, v)  # [B, heads, ≤ W - 1 + T, ·]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         mask = None if mask is None else mask[:, -k.shape[1] :].bool()
-        return sliding_window_attention(q, k, v, self.window, key_mask=mask)
+        return sliding_window_attention(q, k, v, self.window, key_mask=mask, cu_seqlens=cu_seqlens)
 
 
-def padding_mask(
-    batch_size: int, q_length: int, kv_length: int, *args, attention_mask: Tensor | None = None, **kwargs
-) -> Tensor | None:
-    """The mask function of our attention: hand the 2D padding mask on, never build a T x T one.
+def keep_padding_mask(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A forward pre-hook of the decoder: hand every layer the 2D padding mask itself, as `padding_mask`.
 
-    transformers calls it once a forward pass. A name registered without a mask function would lose
-    the padding without a word.
+    The families make their masks in different ways (one T x T mask, one per layer type, one cut to the window);
+    Liger Attention needs none of them, only to know which tokens are padding.
+
+    Raises:
+        ValueError: a mask that is not [B, T].
     """
-    return None if attention_mask is None else attention_mask[:, -kv_length:].bool()
+    mask = kwargs.get("attention_mask")
+    mask = mask.get("full_attention") if isinstance(mask, dict) else mask
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}; a linearized model takes [B, T]: 1 for a token, 0 for padding"
+        )
+    types = dict.fromkeys(model.config.layer_types) if hasattr(model, "has_sliding_layers") else None
+    return args, {**kwargs, "attention_mask": types, "padding_mask": mask}
+
+
+def no_mask(*args, **kwargs) -> None:
+    """The mask function of our attention: transformers would build a T x T mask, or lose the padding without a word."""
+    return None
 
 
 def softmax_block(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention_mask: None,
+    scaling: float,
+    padding_mask: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs,
 ) -> tuple[Tensor, None]:
     """Ordinary causal softmax attention for the blocks that a layer hybrid (`softmax_every`) keeps."""
     Tq, Tk = q.shape[2], k.shape[2]
     visible = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
-    if attention_mask is not None:
+    if cu_seq_lens_q is not None:
+        document = torch.bucketize(torch.arange(Tk, device=q.device), cu_seq_lens_q, right=True)
+        visible &= document[:, None] == document
+    if padding_mask is not None:
         itself = torch.eye(Tq, Tk, dtype=torch.bool, device=q.device).roll(Tk - Tq, dims=1)
-        visible = visible & attention_mask[:, None, None, :] | itself  # a padded query sees itself: no NaN
+        visible = visible & padding_mask[:, None, None, :].bool() | itself  # a padded query sees itself: no NaN
     o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scaling, enable_gqa=True)
     return o.transpose(1, 2), None
 
 
 AttentionInterface.register(IMPLEMENTATION, softmax_block)
-AttentionMaskInterface.register(IMPLEMENTATION, padding_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, no_mask)

@@ -7,7 +7,9 @@ travels better. Nothing here is asserted in a test.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 from liger_mini.convert import linearize
 from liger_mini.paths import write_atomically
 from liger_mini.provenance import provenance
-from liger_mini.recurrences import gated_recurrence
+from liger_mini.recurrences import gated_recurrence, slot_recurrence
 from liger_mini.window import sliding_window_attention
 
 HEADS, WIDTH, WINDOW = 8, 64, 64
@@ -50,10 +52,42 @@ def _inputs(T: int) -> tuple[torch.Tensor, ...]:
 
 
 @torch.no_grad()
-def chunked_against_naive(T: int = 2048) -> dict[str, Any]:
-    inputs = _inputs(T)
-    times = compare({form: functools.partial(gated_recurrence, *inputs, backend=form) for form in ("naive", "chunked")})
-    return {"T": T, "times": times, "naive_over_chunked": times["naive"]["median_s"] / times["chunked"]["median_s"]}
+def chunked_against_naive(T: int = 2048) -> list[dict[str, Any]]:
+    """Each recurrence in its two PyTorch forms, forward."""
+    rows = []
+    for recurrence, run in _recurrences(*_inputs(T)).items():
+        times = compare({form: functools.partial(run, backend=form) for form in ("naive", "chunked")})
+        ratio = times["naive"]["median_s"] / times["chunked"]["median_s"]
+        rows.append({"recurrence": recurrence, "T": T, "times": times, "naive_over_chunked": ratio})
+    return rows
+
+
+def _derived(log_gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A scalar gate and a slot write, leaves like the log-gate they come from."""
+    return tuple(x.detach().requires_grad_(log_gate.requires_grad) for x in (log_gate.mean(-1), -log_gate.expm1()))
+
+
+def _recurrences(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[str, Callable]:
+    """One call of each recurrence on the same tensors."""
+    scalar_gate, write = _derived(log_gate)
+    return {
+        "diagonal": functools.partial(gated_recurrence, q, k, v, log_gate),
+        "scalar": functools.partial(gated_recurrence, q, k, v, scalar_gate),
+        "slots": lambda **how: slot_recurrence(q, k, v, write.to(q.dtype), log_gate, **how),
+    }
+
+
+@torch.no_grad()
+def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[str, Any]]:
+    """How the chunked forms' time grows with T: the exponent p of time ~ T^p between the shortest and the longest."""
+    inputs = {T: _inputs(T) for T in lengths}
+    rows = []
+    for recurrence in _recurrences(*inputs[lengths[0]]):
+        times = compare({str(T): _recurrences(*inputs[T])[recurrence] for T in lengths})
+        first, last = times[str(lengths[0])]["median_s"], times[str(lengths[-1])]["median_s"]
+        exponent = math.log(last / first) / math.log(lengths[-1] / lengths[0])
+        rows.append({"recurrence": recurrence, "times": times, "exponent": exponent})
+    return rows
 
 
 @torch.no_grad()
@@ -117,6 +151,87 @@ def decode_against_prefill(model: PreTrainedModel, T: int = 300) -> float:
     return (stepped - model(ids, use_cache=False).logits).abs().max().item()
 
 
+def kernels(
+    lengths: tuple[int, ...] = (1024, 4096, 16384, 65536),
+    *,
+    tokens: int = 32768,
+    heads: int = 16,
+    width: int = 128,
+    device: str = "cuda",
+    milliseconds: Callable[[Callable], list[float]] | None = None,
+) -> list[dict[str, Any]]:
+    """The Triton kernels beside their peers on a GPU, bfloat16: forward, and forward with backward.
+
+    Args:
+        tokens: B T; a row longer than that is alone in its batch.
+        milliseconds: times a function: [median, 20th, 80th percentile]. Default: `triton.testing.do_bench`, which warms
+            up, empties the L2 cache between runs and reads the GPU's own clock.
+    """
+    if milliseconds is None:
+        from triton.testing import do_bench
+
+        milliseconds = functools.partial(do_bench, warmup=100, rep=500, quantiles=[0.5, 0.2, 0.8])
+    rows = []
+    for T in lengths:
+        shape = (max(1, tokens // T), T, heads, width)
+        draw = functools.partial(torch.randn, *shape, device=device, dtype=torch.bfloat16, requires_grad=True)
+        q, k, v, logits = draw(), draw(), draw(), draw()
+        leaves = (q, k, v, F.logsigmoid(logits.detach().float()).div(16).requires_grad_())
+        for (recurrence, name), call in {**_kernels(*leaves), **_peers(*leaves)}.items():
+            row = {"T": T, "B": shape[0], "H": heads, "K": width, "V": width, "dtype": "bfloat16"}
+            row |= {"recurrence": recurrence, "implementation": name}
+            rows.append(row | _forward_and_backward(call, leaves, milliseconds))
+    return rows
+
+
+def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
+    ours = {
+        (recurrence, "liger_mini"): functools.partial(call, backend="triton")
+        for recurrence, call in _recurrences(q, k, v, log_gate).items()
+    }
+    ours["window", "liger_mini"] = functools.partial(sliding_window_attention, q, k, v, WINDOW, backend="triton")
+    return ours
+
+
+def _peers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
+    """flash-linear-attention's kernels for the same shapes where it is installed, and causal softmax attention."""
+    softmax = functools.partial(F.scaled_dot_product_attention, *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    peers: dict[tuple, Callable] = {("window", "softmax over everything (SDPA)"): softmax}
+    if q.is_cuda and importlib.util.find_spec("fla"):
+        from fla.ops.gla import chunk_gla
+        from fla.ops.gsa import chunk_gsa
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        how = {"scale": 1.0, "output_final_state": True}
+        scalar_gate, write = _derived(log_gate)
+        peers["diagonal", "fla"] = functools.partial(chunk_gla, q, k, v, log_gate, **how)
+        peers["scalar", "fla"] = functools.partial(chunk_simple_gla, q, k, v, scalar_gate, **how)
+        peers["slots", "fla"] = lambda: chunk_gsa(q, k, v, write.to(q.dtype), log_gate, **how)
+    return peers
+
+
+def _forward_and_backward(call: Callable, leaves: tuple, milliseconds: Callable) -> dict[str, Any]:
+    """Times of forward and forward + backward, and the peak memory of the latter beyond its inputs."""
+
+    def output() -> torch.Tensor:
+        o = call()
+        return o[0] if isinstance(o, tuple) else o
+
+    def both() -> None:
+        o = output()
+        torch.autograd.grad(o, leaves, torch.ones_like(o), allow_unused=True)
+
+    with torch.no_grad():
+        result = {"forward_ms": milliseconds(output)}
+    result["forward_backward_ms"] = milliseconds(both)
+    if leaves[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        result["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    return result
+
+
 def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
     """Everything above on this machine; prints a table and writes JSON."""
     from liger_mini.demo import WINDOW as DEMO_WINDOW
@@ -128,6 +243,7 @@ def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
     first, last = decoded[0], decoded[-1]
     result = {
         "chunked_against_naive": chunked_against_naive(),
+        "growth": growth(),
         "liger_against_softmax": liger_against_softmax(),
         "decode": decoded,
         "decode_seconds_ratio": last["seconds_per_token"] / first["seconds_per_token"],
@@ -135,7 +251,12 @@ def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
         "decode_against_prefill": decode_against_prefill(model),
         "provenance": provenance(),
     }
-    print(f"naive / chunked at T = 2048: {result['chunked_against_naive']['naive_over_chunked']:.1f} times")
+    if torch.cuda.is_available():
+        result["kernels"] = kernels()
+    for row in result["chunked_against_naive"]:
+        print(f"{row['recurrence']}: naive / chunked at T = {row['T']}: {row['naive_over_chunked']:.1f} times")
+    for row in result["growth"]:
+        print(f"{row['recurrence']}: time grows as T^{row['exponent']:.2f} from T = 2048 to 16384")
     for row in result["liger_against_softmax"]:
         print(f"softmax / (recurrence + window) at T = {row['T']}: {row['softmax_over_liger']:.2f} times")
     print(f"decode, seconds a token at {last['context']} over {first['context']}: {result['decode_seconds_ratio']:.2f}")

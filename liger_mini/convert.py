@@ -8,14 +8,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from liger_mini.attention import IMPLEMENTATION, LigerAttention
+from liger_mini.attention import IMPLEMENTATION, LigerAttention, keep_padding_mask
 from liger_mini.structures import get_structure
 
 
 class LigerModel:
-    """What the linearized class of each family adds to the family's own: the swap, at construction."""
+    """What the linearized class of each family adds to the family's own: the swap, at construction.
+
+    Its config is the family's with these fields more:
+        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every.
+        layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
+    """
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -23,13 +40,6 @@ class LigerModel:
 
 
 class LigerLlamaConfig(LlamaConfig):
-    """A Llama config with three fields more.
-
-    Attributes:
-        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every.
-        layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
-    """
-
     model_type = "liger_llama"
 
 
@@ -37,7 +47,36 @@ class LigerLlamaForCausalLM(LigerModel, LlamaForCausalLM):
     config_class = LigerLlamaConfig
 
 
-FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {LlamaForCausalLM: LigerLlamaForCausalLM}
+class LigerMistralConfig(MistralConfig):
+    model_type = "liger_mistral"
+
+
+class LigerMistralForCausalLM(LigerModel, MistralForCausalLM):
+    config_class = LigerMistralConfig
+
+
+class LigerQwen2Config(Qwen2Config):
+    model_type = "liger_qwen2"
+
+
+class LigerQwen2ForCausalLM(LigerModel, Qwen2ForCausalLM):
+    config_class = LigerQwen2Config
+
+
+class LigerQwen3Config(Qwen3Config):
+    model_type = "liger_qwen3"
+
+
+class LigerQwen3ForCausalLM(LigerModel, Qwen3ForCausalLM):
+    config_class = LigerQwen3Config
+
+
+FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
+    LlamaForCausalLM: LigerLlamaForCausalLM,
+    MistralForCausalLM: LigerMistralForCausalLM,
+    Qwen2ForCausalLM: LigerQwen2ForCausalLM,
+    Qwen3ForCausalLM: LigerQwen3ForCausalLM,
+}
 
 for _liger in FAMILIES.values():
     AutoConfig.register(_liger.config_class.model_type, _liger.config_class)
@@ -55,7 +94,7 @@ def linearize(
     """Turn a pretrained Transformer into a gated linear recurrent model, in place, adding no parameter.
 
     Args:
-        model: a `LlamaForCausalLM`.
+        model: a Llama, Mistral, Qwen2 or Qwen3 `ForCausalLM`, of any size and float dtype.
         structure: a name in `liger_mini.structures`.
         window: keys the softmax branch sees, the current one included (the paper's 64).
         mix: the weight a of the recurrence; the window has b = 1 - a (the paper's 0.5).
@@ -65,21 +104,20 @@ def linearize(
     Returns:
         The same object, its class now the family's Liger class.
     Raises:
-        ValueError: an argument outside its range, or a model that is linearized already.
+        ValueError: an argument outside its range, a model that is linearized already, quantised weights, or a layer
+            hybrid of a model whose own attention has a window.
         TypeError: a model of another family.
     """
     settings = dict(structure=structure, window=window, mix=mix, temper=temper, softmax_every=softmax_every)
     _check_settings(**settings)
-    if isinstance(model, LigerModel):
-        raise ValueError("this model is linearized already; load the original to linearize it in another way")
-    liger = FAMILIES.get(type(model))
-    if liger is None:
-        allowed = ", ".join(family.__name__ for family in FAMILIES)
-        raise TypeError(f"cannot linearize a {type(model).__name__}: allowed are {allowed}")
+    _check_model(model, softmax_every)
+    liger = FAMILIES[type(model)]
     layers = model.config.num_hidden_layers
     config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
     config.liger = settings
     config.sliding_window = window
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = True  # Qwen drops sliding_window without it
     config.number_of_conv_states = get_structure(structure).states  # transformers' one number for both kinds of state
     config.layer_types = [
         "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
@@ -96,6 +134,7 @@ def linearize(
 
 def _swap_attention(model: PreTrainedModel) -> None:
     """Replace self_attn in every "hybrid_sliding" layer; its projections move over as they are."""
+    model.model.register_forward_pre_hook(keep_padding_mask, with_kwargs=True)
     config = model.config
     config._attn_implementation = IMPLEMENTATION
     settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
@@ -119,6 +158,31 @@ def load(path: str | Path, **kwargs) -> PreTrainedModel:
         found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
         raise ValueError(f"{path} is not a saved model: it has no config.json (found: {found})")
     return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **kwargs)
+
+
+def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
+    if isinstance(model, LigerModel):
+        raise ValueError("this model is linearized already; load the original to linearize it in another way")
+    if type(model) not in FAMILIES:
+        modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        reason = ""
+        if not getattr(model, "can_generate", bool)():
+            reason = ": it is no causal language model, and a recurrence runs from left to right"
+        elif "k_proj" not in modules:
+            reason = ": it has no k_proj of its own (a fused qkv), and the gate is read off the key"
+        allowed = ", ".join(family.__name__ for family in FAMILIES)
+        raise TypeError(f"cannot linearize a {type(model).__name__}{reason}. Allowed are {allowed}")
+    if getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            f"the weights are quantised ({type(model.hf_quantizer).__name__}), and LoRA could not be merged into them "
+            "exactly; load the model without quantization_config, or call model.dequantize() first"
+        )
+    own_window = getattr(model.config, "sliding_window", None)
+    if softmax_every and own_window:
+        raise ValueError(
+            f"softmax_every = {softmax_every} keeps blocks as they are, but this model's own attention has a window of "
+            f"{own_window} tokens, which the kept blocks would lose; leave softmax_every out"
+        )
 
 
 def _check_settings(structure: str, window: int, mix: float, temper: float | None, softmax_every: int | None) -> None:

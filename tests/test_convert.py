@@ -1,47 +1,68 @@
 """linearize inside transformers: same weights, decode ≡ prefill, save and load (promises 2, 3 and 4)."""
 
+import itertools
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import liger_mini as lm
 from liger_mini.benchmark import state_bytes
 from liger_mini.evaluate import branches
 
+from .conftest import FAMILIES
+
 WINDOW = 8
 LOGITS = 1e-4  # the promise in float32; the logits of these models are of order 1 to 10
 
 
-@pytest.fixture(params=[*lm.structures, "gla, softmax_every=2"])
-def model(request, tiny_llama):
-    structure, hybrid, _ = request.param.partition(",")
-    return lm.linearize(tiny_llama(), structure, window=WINDOW, softmax_every=2 if hybrid else None)
+OTHER_FAMILIES = [name for name in FAMILIES if name != "llama"]
+MODELS = [f"llama, {name}" for name in lm.structures] + [f"{family}, gla" for family in OTHER_FAMILIES]
+MODELS += [f"{family}, gla, hybrid" for family in FAMILIES]
+
+
+@pytest.fixture(params=MODELS)
+def model(request, tiny):
+    """Every structure on a Llama, every family with GLA, and every family with softmax kept in every other layer."""
+    family, structure, *hybrid = request.param.split(", ")
+    return lm.linearize(tiny(family), structure, window=WINDOW, softmax_every=2 if hybrid else None)
 
 
 def tokens(B, T):
     return torch.randint(2, 97, (B, T))
 
 
-def test_no_parameter_is_added_or_changed(tiny_llama):
-    original = tiny_llama()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_parameter_is_added_or_changed(tiny, family):
+    original = tiny(family)
     before = {name: p.clone() for name, p in original.state_dict().items()}
     after = lm.linearize(original, window=WINDOW).state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_window_alone_with_a_full_window_is_the_teacher(tiny_llama):
-    """The window branch at full weight, wide enough for everything, is softmax attention: rotary, scale and groups."""
-    teacher = tiny_llama()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_window_alone_with_a_full_window_is_the_teacher(tiny, family):
+    """The window at full weight, wide enough for everything, is softmax attention: biases, norms, rotary, groups."""
+    teacher = tiny(family)
     ids = tokens(2, 30)
     expected = teacher(ids).logits
     linearized = lm.linearize(teacher, window=30, mix=0.0)
     torch.testing.assert_close(linearized(ids).logits, expected, atol=LOGITS, rtol=0)
 
 
-def test_recurrence_reads_keys_before_rotation(tiny_llama):
+def test_recurrence_reads_keys_before_rotation(tiny):
     """Alone, the recurrence has no position: shifting position_ids changes nothing. The window is relative too."""
-    model = lm.linearize(tiny_llama(), window=WINDOW)
+    model = lm.linearize(tiny(), window=WINDOW)
     ids = tokens(1, 20)
     with branches(model, (1.0, 0.0)):
         a = model(ids).logits
@@ -110,8 +131,8 @@ def test_save_and_load_through_auto_model(model, tmp_path):
 
 
 @torch.no_grad()
-def test_decode_memory_does_not_grow(tiny_llama):
-    model = lm.linearize(tiny_llama(), window=WINDOW)
+def test_decode_memory_does_not_grow(tiny):
+    model = lm.linearize(tiny(), window=WINDOW)
     sizes = []
     for T in (WINDOW, 50, 200):
         cache = DynamicCache(config=model.config)
@@ -120,7 +141,7 @@ def test_decode_memory_does_not_grow(tiny_llama):
     assert len(set(sizes)) == 1
 
 
-def test_no_mask_of_T_by_T_is_built(tiny_llama, monkeypatch):
+def test_no_mask_of_T_by_T_is_built(tiny, monkeypatch):
     """A long input stays far below T x T memory: count what any single tensor of the forward pass holds."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -135,7 +156,7 @@ def test_no_mask_of_T_by_T_is_built(tiny_llama, monkeypatch):
                     largest = max(largest, x.numel())
             return out
 
-    model, T = lm.linearize(tiny_llama(), window=WINDOW), 3000
+    model, T = lm.linearize(tiny(), window=WINDOW), 3000
     mask = torch.ones(1, T, dtype=torch.long)
     mask[0, :5] = 0
     with torch.no_grad(), Watch():
@@ -167,18 +188,65 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
         ({"softmax_every": 0}, "softmax_every = 0"),
     ],
 )
-def test_bad_arguments_leave_the_model_alone(tiny_llama, arguments, words):
-    model = tiny_llama()
+def test_bad_arguments_leave_the_model_alone(tiny, arguments, words):
+    model = tiny()
     with pytest.raises(ValueError, match=words):
         lm.linearize(model, **arguments)
     assert type(model).__name__ == "LlamaForCausalLM"
 
 
-def test_other_families_and_a_second_time_are_refused(tiny_llama):
-    with pytest.raises(TypeError, match="cannot linearize a GPT2LMHeadModel: allowed are LlamaForCausalLM"):
-        lm.linearize(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10)))
+def test_qwen3_gates_read_the_normalised_key(tiny):
+    """The key whose products the teacher was trained with: scaling W_k changes nothing, as it does in the teacher."""
+    model = lm.linearize(tiny("qwen3"), window=WINDOW)
+    ids, attention = tokens(1, 20), model.model.layers[0].self_attn
+    with torch.no_grad(), branches(model, (1.0, 0.0)):
+        before = model(ids).logits
+        attention.k_proj.weight *= 3
+        torch.testing.assert_close(model(ids).logits, before, atol=LOGITS, rtol=0)
+        attention.k_norm.weight *= 3
+        assert (model(ids).logits - before).abs().max() > 1e-2
+
+
+def test_other_families_and_a_second_time_are_refused(tiny):
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 10}
+    with pytest.raises(TypeError, match=r"GPT2LMHeadModel: it has no k_proj .*fused qkv.*Allowed are LlamaForCausalLM"):
+        lm.linearize(GPT2LMHeadModel(GPT2Config(**sizes)))
+    with pytest.raises(TypeError, match="BertModel: it is no causal language model"):
+        lm.linearize(BertModel(BertConfig(**sizes, intermediate_size=8)))
+    with pytest.raises(TypeError, match=r"cannot linearize a Gemma\w+\. Allowed"):
+        lm.linearize(GemmaForCausalLM(GemmaConfig(**sizes, head_dim=4, intermediate_size=8, num_key_value_heads=1)))
     with pytest.raises(ValueError, match="linearized already"):
-        lm.linearize(lm.linearize(tiny_llama()))
+        lm.linearize(lm.linearize(tiny()))
+
+
+def test_a_hybrid_of_a_model_with_its_own_window_is_refused(tiny):
+    with pytest.raises(ValueError, match="own attention has a window of 4096"):
+        lm.linearize(tiny("mistral", sliding_window=4096), softmax_every=2)
+    assert lm.linearize(tiny("mistral", sliding_window=4096)).config.sliding_window == 64
+
+
+def test_quantised_weights_are_refused(tiny):
+    model = tiny()
+    model.hf_quantizer = object()
+    with pytest.raises(ValueError, match=r"quantised.*dequantize"):
+        lm.linearize(model)
+
+
+def test_a_mask_of_four_axes_is_refused(tiny):
+    model = lm.linearize(tiny())
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, 5, 5\).*\[B, T\]"):
+        model(tokens(1, 5), attention_mask=torch.ones(1, 1, 5, 5))
+
+
+@torch.no_grad()
+def test_packed_documents_are_alone(model):
+    """Both branches, and kept softmax blocks, end at document boundaries; positions restart."""
+    lengths = [13, 1, 26]
+    ids, ends = tokens(1, 40), torch.tensor([0, 13, 14, 40], dtype=torch.int32)
+    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
+    packed = model(ids, position_ids=positions, cu_seq_lens_q=ends, use_cache=False).logits
+    alone = [model(ids[:, a:b], use_cache=False).logits for a, b in itertools.pairwise(ends.tolist())]
+    torch.testing.assert_close(packed, torch.cat(alone, 1), atol=LOGITS, rtol=0)
 
 
 def test_load_says_what_is_missing_without_asking_a_hub(tmp_path):

@@ -25,8 +25,8 @@ class Rows(torch.utils.data.Dataset):
 RECIPE = Recipe(rank=2, alpha=2, learning_rate=1e-2, steps=8, batch_size=4)
 
 
-def test_recovery_trains_qkv_alone_and_merges_to_the_teachers_names(tiny_llama, tmp_path):
-    teacher = tiny_llama()
+def test_recovery_trains_qkv_alone_and_merges_to_the_teachers_names(tiny, tmp_path):
+    teacher = tiny()
     before = {name: p.clone() for name, p in teacher.state_dict().items()}
     model = lm.linearize(teacher, window=4)
     result = lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, log_every=1)
@@ -43,11 +43,11 @@ def test_recovery_trains_qkv_alone_and_merges_to_the_teachers_names(tiny_llama, 
     assert [row["loss"] for row in lines] == [loss for _, loss in result.losses]
 
 
-def test_the_adapter_alone_gives_the_merged_model(tiny_llama, tmp_path):
+def test_the_adapter_alone_gives_the_merged_model(tiny, tmp_path):
     from peft import PeftModel
 
-    model = tiny_llama()
-    fresh = tiny_llama()
+    model = tiny()
+    fresh = tiny()
     fresh.load_state_dict(model.state_dict())
     lm.recover(lm.linearize(model, window=4), Rows(), output_dir=tmp_path, recipe=RECIPE)
     adapted = PeftModel.from_pretrained(lm.linearize(fresh, window=4), tmp_path / "adapter").eval()
@@ -77,8 +77,8 @@ SCRIPT = textwrap.dedent(
 
 
 @pytest.mark.slow
-def test_killed_at_step_6_it_resumes_to_the_same_losses(tiny_llama, tmp_path):
-    teacher = tiny_llama()
+def test_killed_at_step_6_it_resumes_to_the_same_losses(tiny, tmp_path):
+    teacher = tiny()
     teacher.save_pretrained(tmp_path / "teacher")
     killed = subprocess.run(
         [sys.executable, "-c", SCRIPT, tmp_path / "teacher", tmp_path / "killed"], capture_output=True
@@ -102,20 +102,20 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     assert _last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_a_folder_with_another_run_is_refused_before_any_work(tiny_llama, tmp_path):
-    lm.recover(lm.linearize(tiny_llama(), window=4), Rows(), output_dir=tmp_path / "run", recipe=RECIPE)
+def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
+    lm.recover(lm.linearize(tiny(), window=4), Rows(), output_dir=tmp_path / "run", recipe=RECIPE)
     other = Recipe(rank=4, steps=8, batch_size=4)
     with pytest.raises(FileExistsError, match="holds another run"):
-        lm.recover(lm.linearize(tiny_llama(), window=4), Rows(), output_dir=tmp_path / "run", recipe=other)
+        lm.recover(lm.linearize(tiny(), window=4), Rows(), output_dir=tmp_path / "run", recipe=other)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="is not empty"):
-        lm.recover(lm.linearize(tiny_llama(), window=4), Rows(), output_dir=tmp_path / "thesis", recipe=RECIPE)
+        lm.recover(lm.linearize(tiny(), window=4), Rows(), output_dir=tmp_path / "thesis", recipe=RECIPE)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
-def test_a_dataset_without_labels_is_refused(tiny_llama, tmp_path):
-    model = lm.linearize(tiny_llama(), window=4)
+def test_a_dataset_without_labels_is_refused(tiny, tmp_path):
+    model = lm.linearize(tiny(), window=4)
     with pytest.raises(ValueError, match=r"lacks \['labels'\]"):
         lm.recover(model, [{"input_ids": [1, 2]}], output_dir=tmp_path / "a")
     with pytest.raises(ValueError, match="the dataset is empty"):
@@ -123,15 +123,15 @@ def test_a_dataset_without_labels_is_refused(tiny_llama, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_llama, tmp_path):
-    model = lm.linearize(tiny_llama(), window=4)
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
+    model = lm.linearize(tiny(), window=4)
     model.model.norm.weight.data.fill_(float("nan"))  # behind the gates, which refuse NaN themselves
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, log_every=1)
 
 
-def test_recovering_twice_into_one_folder_returns_the_same(tiny_llama, tmp_path):
-    teacher = tiny_llama()
+def test_recovering_twice_into_one_folder_returns_the_same(tiny, tmp_path):
+    teacher = tiny()
     teacher.save_pretrained(tmp_path / "teacher")
     runs = []
     for _ in range(2):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 32  # C: tokens that are handled by matrix products between two states
-SPAN = 16  # chunks worked on side by side: as many as the processor's cache holds
+SPAN = 8  # chunks worked on side by side: as many as the processor's cache holds
 
 
 def over_tokens(step: Callable, inputs: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
