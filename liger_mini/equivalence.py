@@ -1,4 +1,4 @@
-"""The equivalence matrix: every structure, in every form, against the float64 loop (promise 1).
+"""The equivalence matrix: every structure and the window, in every form, against float64 (promise 1).
 
 One table: structure x backend x dtype x {output, final state, every gradient}. A cell is the relative RMS error
 
@@ -9,8 +9,9 @@ where x₆₄ is the naive form in float64, given the very same (already rounded
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from liger_mini.paths import write_atomically
 from liger_mini.provenance import provenance
 from liger_mini.structures import Structure, structures
+from liger_mini.window import sliding_window_attention
 
 # float32: sums of a few hundred roundings of 6e-8, mostly averaged out. Triton: tf32-free products, but exp and log of
 # a GPU. bfloat16: what goes in is exact for both sides, what comes out is rounded to 8 bits, 2^-9 relative each.
@@ -32,6 +34,7 @@ TOLERANCES = {
     ("triton", "bfloat16"): 1e-2,
 }
 SHAPE = {"B": 2, "T": 130, "H": 4, "H_kv": 2, "K": 24, "V": 20}  # two chunks and a rest, groups, no powers of two
+WINDOW = 20
 
 
 def relative_rms(value: Tensor, reference: Tensor) -> float:
@@ -48,18 +51,26 @@ def projections(dtype: torch.dtype, device: torch.device | str = "cpu", seed: in
     return [draw(B, T, H, K), draw(B, T, H_kv, K), draw(B, T, H_kv, V)]
 
 
-def differentiate(structure: Structure, leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    """Output, final state(s) and the gradient of every leaf, for a loss in which output and state both count."""
+def differentiate(run: Callable, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Everything `run(leaves)` returns, by name, and the gradient of every leaf for a loss in which all of it counts."""
     leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-    inputs = tuple(x for name, x in leaves.items() if not name.startswith("initial"))
-    states = tuple(x for name, x in leaves.items() if name.startswith("initial"))
-    o, finals = structure.run(inputs, states if len(states) > 1 else states[0], backend=backend)
-    finals = finals if isinstance(finals, tuple) else (finals,)
-    results = {"output": o, **{f"final state {i}": S for i, S in enumerate(finals)}}
+    results = run(leaves)
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(x.shape, generator=generator).to(x) for x in results.values()]
     gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
     return {**results, **{f"d {name}": g for name, g in zip(leaves, gradients)}}
+
+
+def run_recurrence(structure: Structure, leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    inputs = tuple(x for name, x in leaves.items() if not name.startswith("initial"))
+    states = tuple(x for name, x in leaves.items() if name.startswith("initial"))
+    o, finals = structure.run(inputs, states if len(states) > 1 else states[0], backend=backend)
+    finals = finals if isinstance(finals, tuple) else (finals,)
+    return {"output": o, **{f"final state {i}": S for i, S in enumerate(finals)}}
+
+
+def run_window(leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+    return {"output": sliding_window_attention(*leaves.values(), WINDOW, backend=backend)}
 
 
 def recurrence_leaves(structure: Structure, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
@@ -82,13 +93,18 @@ def matrix(
         backends: "triton" needs a GPU or TRITON_INTERPRET=1.
     """
     for dtype in (torch.float32, torch.bfloat16):
-        for name, structure in structures.items():
-            leaves = recurrence_leaves(structure, dtype, device)
-            truth = differentiate(structure, {n: x.double() for n, x in leaves.items()}, "naive")
+        subjects = {
+            name: (functools.partial(run_recurrence, structure), recurrence_leaves(structure, dtype, device))
+            for name, structure in structures.items()
+        }
+        subjects["window"] = run_window, dict(zip("qkv", projections(dtype, device)))
+        for name, (subject, leaves) in subjects.items():
+            exact = {leaf: x.double() for leaf, x in leaves.items()}
+            truth = differentiate(functools.partial(subject, backend="naive"), exact)
             for backend in backends:
                 kind = str(dtype).removeprefix("torch.")
                 tolerance = TOLERANCES[backend, kind]
-                for what, value in differentiate(structure, leaves, backend).items():
+                for what, value in differentiate(functools.partial(subject, backend=backend), leaves).items():
                     error = relative_rms(value, truth[what])
                     row = {"structure": name, "backend": backend, "dtype": kind, "what": what, "error": error}
                     yield {**row, "tolerance": tolerance, "ok": error <= tolerance}

@@ -11,7 +11,10 @@ from liger_mini.structures import GLA
 def test_every_cell_of_the_matrix_is_within_its_tolerance():
     rows = list(equivalence.matrix(device="cuda" if torch.cuda.is_available() else "cpu"))
     assert {(r["structure"], r["backend"], r["dtype"]) for r in rows} == {
-        (s, b, d) for s in structures for b in ("naive", "chunked", "triton") for d in ("float32", "bfloat16")
+        (s, b, d)
+        for s in (*structures, "window")
+        for b in ("naive", "chunked", "triton")
+        for d in ("float32", "bfloat16")
     }
     gla = {r["what"] for r in rows if r["structure"] == "gla"}
     assert gla == {"output", "final state 0", "d q", "d k", "d v", "d log_gate", "d initial state 0"}
