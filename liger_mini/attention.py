@@ -95,6 +95,18 @@ class LigerAttention(nn.Module):
         return sliding_window_attention(q, k, v, self.window, key_mask=mask, cu_seqlens=cu_seqlens)
 
 
+def liger_layers(model: nn.Module) -> list[LigerAttention]:
+    """Every Liger Attention of a model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LigerAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no Liger Attention: linearize it first")
+    return layers
+
+
 def keep_padding_mask(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """A forward pre-hook of the decoder: hand every layer the 2D padding mask itself, as `padding_mask`.
 

@@ -6,11 +6,16 @@ A linearized model is a transformers model of its own type (`liger_llama`), so `
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -23,7 +28,9 @@ from transformers import (
 )
 
 from liger_mini.attention import IMPLEMENTATION, LigerAttention, keep_padding_mask
+from liger_mini.paths import write_atomically
 from liger_mini.structures import get_structure
+from liger_mini.version import __version__
 
 
 class LigerModel:
@@ -158,6 +165,102 @@ def load(path: str | Path, **kwargs) -> PreTrainedModel:
         found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
         raise ValueError(f"{path} is not a saved model: it has no config.json (found: {found})")
     return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **kwargs)
+
+
+def open_model(source: str | Path, **kwargs) -> PreTrainedModel:
+    """A model from a local folder, from the hub's cache on this machine, or from the hub.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository of that name. ConnectionError: the hub is out of reach and
+            the model is not in the cache. PermissionError: a gated repository without access.
+    """
+    name = str(source)
+    if Path(source).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        return load(source, **kwargs)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, local_files_only=True, **kwargs)
+    except OSError:  # not in the cache
+        check_access(name)
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def check_access(repository: str) -> None:
+    """Ask the hub whether this machine may read a repository, and say what to do if not."""
+    place = f"give a local folder instead, or download it elsewhere with `hf download {repository}` and copy it here"
+    try:
+        huggingface_hub.auth_check(repository)
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, log in with "
+            f"`hf auth login`, and try again; or {place}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"there is no folder {repository} here and no model {repository} on the hub") from error
+    except Exception as error:  # no network, HF_HUB_OFFLINE: the hub's transport errors differ from version to version
+        raise ConnectionError(
+            f"{repository} is not in this machine's hub cache, and the hub cannot be reached ({error}); {place}"
+        ) from error
+
+
+def convert(source: str | Path, output_dir: str | Path, *, dtype: str = "auto", **settings) -> PreTrainedModel:
+    """Linearize a model from disk or the hub and save it with its tokenizer and a model card.
+
+    The weights are read shard by shard into one copy, swapped in place and written shard by shard.
+
+    Args:
+        dtype: "auto" keeps the checkpoint's.
+        settings: the arguments of `linearize`.
+    Raises:
+        FileExistsError: `output_dir` is not empty. And what `open_model` and `linearize` raise.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise FileExistsError(f"{output_dir} is not empty; convert into a new folder")
+    model = linearize(open_model(source, dtype=dtype), **settings)
+    model.save_pretrained(output_dir)
+    try:
+        AutoTokenizer.from_pretrained(source).save_pretrained(output_dir)
+    except (OSError, ValueError):  # transformers raises either where a folder holds weights alone
+        warnings.warn(f"{source} has no tokenizer; {output_dir} has none either", stacklevel=2)
+    write_atomically(output_dir / "README.md", model_card(model, str(source)))
+    return model
+
+
+def model_card(
+    model: PreTrainedModel, source: str, recovery: str = "none yet: expect a high loss until LoRA recovery"
+) -> str:
+    """What was done to a model, for those who find it in a folder."""
+    liger, config = model.config.liger, model.config
+    temper = get_structure(liger["structure"], liger["temper"]).temper
+    kept = config.layer_types.count("full_attention")
+    return f"""---
+library_name: transformers
+tags: [liger_mini, linear-attention]
+---
+# {Path(source).name}, linearized
+
+Made from `{source}` with [liger_mini](https://arxiv.org/abs/2503.01496) {__version__}: softmax attention was replaced by Liger
+Attention, a gated recurrence mixed with a sliding window of softmax attention. No parameter was added.
+
+| | |
+|---|---|
+| structure | {liger["structure"]} |
+| half-life of a neutral gate | {"no temper" if temper is None else f"{temper:g} tokens"} |
+| window | {liger["window"]} tokens |
+| mix | {liger["mix"]:g} recurrence + {1 - liger["mix"]:g} window |
+| blocks kept as softmax attention | {kept} of {config.num_hidden_layers} |
+| parameters | {model.num_parameters():,} |
+| recovery | {recovery} |
+
+```python
+import liger_mini  # registers the model type
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("this folder")
+```
+
+The licence of `{source}` goes on to apply.
+"""
 
 
 def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini import corpus
-from liger_mini.attention import LigerAttention
+from liger_mini.attention import liger_layers
 
 DISTANCES = (8, 16, 32, 64, 96, 128, 192, 256)  # upper edges of the recall-by-distance bins, in tokens
 
@@ -186,9 +186,7 @@ def branch_ablation(model: PreTrainedModel, held_out: HeldOut, *, batch_size: in
 @contextmanager
 def branches(model: PreTrainedModel, weights: tuple[float, float] | None) -> Iterator[None]:
     """Inside the `with`, every Liger Attention mixes with these (a, b); None leaves them."""
-    layers = [module for module in model.modules() if isinstance(module, LigerAttention)]
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no Liger Attention, so no branches: linearize it first")
+    layers = liger_layers(model)
     before = [layer.branches for layer in layers]
     try:
         for layer in layers:

@@ -7,19 +7,22 @@ can be resumed after a kill, and the numbers that come back.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
+from liger_mini.objectives import DistillationTrainer, TransferTrainer, WindowDropout
 from liger_mini.paths import write_atomically
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
@@ -34,6 +37,11 @@ class Recipe:
         learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
         epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
         batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once).
+        transfer_steps: steps of attention transfer before the rest, at the same batch size and peak learning rate.
+        distillation: λ, the weight of KL(teacher ‖ student) against the next-token loss; the teacher is the model itself
+            without its adapters and with softmax attention.
+        window_dropout: the probability with which a layer goes without its window in the first step; it falls
+            linearly to zero.
     """
 
     rank: int = 8
@@ -44,6 +52,9 @@ class Recipe:
     batch_size: int = 8
     micro_batch_size: int | None = None
     weight_decay: float = 0.0
+    transfer_steps: int = 0
+    distillation: float = 0.0
+    window_dropout: float = 0.0
     bf16: bool = False
     seed: int = 0
 
@@ -80,7 +91,7 @@ def recover(
     Args:
         dataset: rows of `input_ids` and `labels` (-100 = not scored), lists of equal length.
         output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
-            ``adapter/`` (the PEFT adapter) and ``result.json``.
+            ``adapter/`` (the PEFT adapter) and ``result.json``; ``transfer/`` the same of attention transfer.
     Raises:
         FileExistsError: `output_dir` holds another run (or something else).
         ValueError: an empty dataset, or one without the needed columns.
@@ -96,17 +107,22 @@ def recover(
         LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
     )
     trained, total = peft_model.get_nb_trainable_parameters()
-    log = _MetricsLog(output_dir / "metrics.jsonl")
-    trainer = Trainer(
-        peft_model,
-        _training_arguments(output_dir, recipe, save_every, log_every),
-        train_dataset=dataset,
-        data_collator=Collator(model.config.pad_token_id or 0),
-        callbacks=[log],
+    if recipe.transfer_steps:
+        _train(
+            TransferTrainer,
+            peft_model,
+            dataset,
+            output_dir / "transfer",
+            recipe,
+            recipe.transfer_steps,
+            save_every,
+            log_every,
+        )
+    callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
+    trainer_class = (
+        functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_ProgressBar)
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
+    log = _train(trainer_class, peft_model, dataset, output_dir, recipe, recipe.steps, save_every, log_every, callbacks)
     peft_model.save_pretrained(output_dir / "adapter")
     peft_model.merge_and_unload()
     model.config.use_cache = use_cache
@@ -122,13 +138,41 @@ def recover(
     return result
 
 
-def _training_arguments(output_dir: Path, recipe: Recipe, save_every: int, log_every: int) -> TrainingArguments:
+def _train(
+    trainer_class: Callable[..., Trainer],
+    model: PeftModel,
+    dataset: Dataset,
+    output_dir: Path,
+    recipe: Recipe,
+    steps: int | None,
+    save_every: int,
+    log_every: int,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> _MetricsLog:
+    """One stage, from its last complete checkpoint if it has one."""
+    log = _MetricsLog(output_dir / "metrics.jsonl")
+    trainer = trainer_class(
+        model,
+        _training_arguments(output_dir, recipe, steps, save_every, log_every),
+        train_dataset=dataset,
+        data_collator=Collator(model.config.pad_token_id or 0),
+        callbacks=[log, *callbacks],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_ProgressBar)
+    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
+    return log
+
+
+def _training_arguments(
+    output_dir: Path, recipe: Recipe, steps: int | None, save_every: int, log_every: int
+) -> TrainingArguments:
     micro = recipe.micro_batch_size or recipe.batch_size
     if recipe.batch_size % micro:
         raise ValueError(f"micro_batch_size = {micro} does not divide batch_size = {recipe.batch_size}")
     return TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
-        max_steps=recipe.steps or -1,
+        max_steps=steps or -1,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // micro,
@@ -143,6 +187,7 @@ def _training_arguments(output_dir: Path, recipe: Recipe, save_every: int, log_e
         save_total_limit=2,
         seed=recipe.seed,
         include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,  # the collator makes the batch; nothing else is passed on
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=False,  # whatever transformers' verbosity is: the bar is ours, with the loss in it
         report_to=[],

@@ -1,9 +1,13 @@
 """linearize inside transformers: same weights, decode ≡ prefill, save and load (promises 2, 3 and 4)."""
 
 import itertools
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -13,10 +17,13 @@ from transformers import (
     GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 import liger_mini as lm
 from liger_mini.benchmark import state_bytes
+from liger_mini.convert import convert, open_model
 from liger_mini.evaluate import branches
 
 from .conftest import FAMILIES
@@ -255,3 +262,79 @@ def test_load_says_what_is_missing_without_asking_a_hub(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"no config.json \(found: notes.txt\)"):
         lm.load(tmp_path)
+
+
+def test_convert_from_disk_writes_a_folder_that_loads(tiny, tmp_path):
+    tiny().to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
+    with pytest.warns(UserWarning, match="no tokenizer"):
+        model = convert(tmp_path / "teacher", tmp_path / "liger", structure="gsa", window=WINDOW)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "liger")
+    assert loaded.dtype == torch.bfloat16
+    ids = tokens(1, 20)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    card = (tmp_path / "liger" / "README.md").read_text()
+    for fact in ("| structure | gsa |", "16 tokens", "8 tokens", "none yet", f"{model.num_parameters():,}"):
+        assert fact in card
+    with pytest.raises(FileExistsError, match="not empty"):
+        convert(tmp_path / "teacher", tmp_path / "liger")
+
+
+@pytest.mark.slow
+def test_loading_never_holds_two_copies_of_the_weights(tmp_path):
+    """Peak memory of a process that converts from disk, beyond a process that only loads: less than half a model."""
+    script = textwrap.dedent(
+        """
+        import resource, sys, warnings
+        warnings.simplefilter("ignore")
+        from liger_mini.convert import linearize, open_model
+        model = open_model(sys.argv[1], dtype="auto")
+        if sys.argv[2] == "convert":
+            linearize(model).save_pretrained(sys.argv[3])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        """
+    )
+    config = LlamaConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=4, vocab_size=32000)
+    model = LlamaForCausalLM(config)
+    size = 4 * model.num_parameters()
+    model.save_pretrained(tmp_path / "teacher", max_shard_size="100MB")
+    del model
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script, tmp_path / "teacher", what, tmp_path / "out"],
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout
+        )
+        for what in ("load", "convert")
+    ]
+    assert size > 5e8
+    assert peaks[1] - peaks[0] < size / 2
+
+
+class FakeResponse:
+    headers, request = {}, None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (GatedRepoError("gated", response=FakeResponse()), PermissionError, "accept its licence at https://huggingface.co/a/b"),
+        (RepositoryNotFoundError("none", response=FakeResponse()), FileNotFoundError, "no folder a/b here and no model a/b"),
+        (OSError("no route"), ConnectionError, r"cannot be reached \(no route\); give a local folder"),
+    ],
+)
+def test_the_hub_is_asked_and_its_answer_explained(monkeypatch, answer, error, words):
+    def refuse(repository):
+        raise answer
+
+    monkeypatch.setattr("huggingface_hub.auth_check", refuse)
+    with pytest.raises(error, match=words):
+        open_model("a/b")
+
+
+def test_a_path_is_not_mistaken_for_a_hub_id(tmp_path):
+    for path in (tmp_path / "model", "./model", "runs/some/model"):
+        with pytest.raises(FileNotFoundError, match="no model folder"):
+            open_model(path)

@@ -1,0 +1,120 @@
+"""What recovery trains for, beyond the paper's next-token loss (chapter 08).
+
+The teacher needs no second copy of its weights. It is still inside the student: with the adapters switched off and the
+window opened to the whole text, every layer computes its old softmax attention (`as_teacher`).
+
+* Distillation: the student's next-token distribution against the teacher's.
+* Attention transfer (as LoLCATs does): each layer's attention output against the softmax layer's, on the teacher's own
+  inputs to that layer, so that no layer has to learn from another one's mistakes.
+* Window dropout: a layer goes without its window, with a probability that falls to zero over training, so that the
+  recurrence has to carry what the window cannot.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from liger_mini.attention import liger_layers
+from liger_mini.corpus import IGNORE
+
+EVERYTHING = 2**31 - 1  # a window no text is longer than
+
+
+@contextmanager
+def as_teacher(model: PeftModel) -> Iterator[None]:
+    """Inside the `with`, the model is its teacher: no adapters, softmax attention over everything, no gradient."""
+    layers = liger_layers(model)
+    before = [(layer.branches, layer.window) for layer in layers]
+    try:
+        for layer in layers:
+            layer.branches, layer.window = (0.0, 1.0), EVERYTHING
+        with torch.no_grad(), model.disable_adapter():
+            yield
+    finally:
+        for layer, (branches, window) in zip(layers, before):
+            layer.branches, layer.window = branches, window
+
+
+class DistillationTrainer(Trainer):
+    """(1 - λ) · next-token loss + λ · KL(teacher ‖ student), over the scored tokens."""
+
+    def __init__(self, *args, weight: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight = weight
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with as_teacher(self.accelerator.unwrap_model(model)):
+            teacher = _scored(model(**_without_labels(inputs)).logits, inputs["labels"])
+        outputs = model(**_without_labels(inputs))
+        student = _scored(outputs.logits, inputs["labels"])
+        targets = inputs["labels"][:, 1:]
+        targets = targets[targets != IGNORE]
+        count = len(targets) if num_items_in_batch is None else num_items_in_batch
+        next_token = F.cross_entropy(student, targets, reduction="sum")
+        kl = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
+        loss = ((1 - self.weight) * next_token + self.weight * kl) / count
+        return (loss, outputs) if return_outputs else loss
+
+
+class TransferTrainer(Trainer):
+    """‖student's attention output - teacher's‖² / ‖teacher's‖², the mean over layers, on the teacher's own inputs."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        unwrapped = self.accelerator.unwrap_model(model)
+        layers, calls = liger_layers(unwrapped), {}
+        hooks = [layer.register_forward_hook(_record(calls, i), with_kwargs=True) for i, layer in enumerate(layers)]
+        try:
+            with as_teacher(unwrapped):
+                unwrapped(**_without_labels(inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        real = inputs["attention_mask"].bool() if "attention_mask" in inputs else ...
+        errors = []
+        for i, layer in enumerate(layers):
+            kwargs, target = calls[i]
+            difference = layer(**kwargs)[0][real] - target[real]
+            errors.append(difference.float().square().mean() / target[real].float().square().mean())
+        return torch.stack(errors).mean()
+
+
+def _record(calls: dict, i: int):
+    def hook(layer, args, kwargs, output) -> None:
+        calls[i] = ({**kwargs, "past_key_values": None}, output[0])
+
+    return hook
+
+
+class WindowDropout(TrainerCallback):
+    """Before each step every layer loses its window with probability p_0 (1 - step / steps), for that step."""
+
+    def __init__(self, model: nn.Module, probability: float, seed: int):
+        self.layers, self.probability, self.seed = liger_layers(model), probability, seed
+        self.branches = [layer.branches for layer in self.layers]
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        dice = random.Random(f"window dropout/{self.seed}/{state.global_step}")  # the same after a resume
+        p = self.probability * (1 - state.global_step / state.max_steps)
+        for layer, branches in zip(self.layers, self.branches):
+            layer.branches = (1.0, 0.0) if dice.random() < p else branches
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        for layer, branches in zip(self.layers, self.branches):
+            layer.branches = branches
+
+
+def _without_labels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in inputs.items() if name != "labels"}
+
+
+def _scored(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits [N, vocabulary] that predict the scored labels, float32."""
+    return logits[:, :-1][labels[:, 1:] != IGNORE].float()
