@@ -1,56 +1,203 @@
-"""`python -m liger_mini demo | teacher | equivalence | benchmark`: thin commands over the functions of the same names."""
+"""`python -m liger_mini COMMAND`: thin commands over the functions of the same names."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
+from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="liger_mini", description="Linearize a Transformer, and win its quality back."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="linearize and recover the embedded teacher; writes a report")
-    demo.add_argument(
-        "--output-dir", default="runs/demo", help="folder for report.html and result.json (default: %(default)s)"
-    )
-    teacher = commands.add_parser(
-        "teacher", help="train the embedded teacher from a seed (about 70 minutes on 2 cores)"
-    )
-    teacher.add_argument(
-        "--output-dir", default="runs/teacher", help="resumed if it holds checkpoints (default: %(default)s)"
-    )
-    teacher.add_argument("--seed", type=int, default=0)
-    benchmark = commands.add_parser("benchmark", help="time and memory, as ratios within this run; writes JSON")
-    benchmark.add_argument("--output", default="runs/benchmark.json", help="(default: %(default)s)")
-    equivalence = commands.add_parser("equivalence", help="every structure in every form against float64; writes JSON")
-    equivalence.add_argument("--output", default="runs/equivalence.json", help="(default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (describe, run) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=run.__doc__, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        describe(command)
     options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command][1](options) or 0
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # what the functions say about bad input
+        print(f"liger_mini {options.command}: {error}", file=sys.stderr)
+        return 2
 
-    # imported here, so that --help answers at once
-    if options.command == "demo":
-        from liger_mini.demo import run
 
-        run(options.output_dir)
-    elif options.command == "teacher":
-        from liger_mini.teacher import train_teacher
+def _output_dir(default: str | None = None):
+    def describe(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--output-dir", "--out", default=default, required=default is None, help="folder to write")
 
-        train_teacher(options.output_dir, seed=options.seed)
-    elif options.command == "equivalence":
-        import torch
+    return describe
 
-        if not torch.cuda.is_available():
-            os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-        from liger_mini.equivalence import run
 
-        return 0 if all(row["ok"] for row in run(options.output)["rows"]) else 1
+def _output(default: str):
+    def describe(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--output", default=default, help="JSON file to write")
+
+    return describe
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--structure", default="gla", help="a name in liger_mini.structures")
+    parser.add_argument("--window", type=int, default=64, help="keys the softmax branch sees")
+    parser.add_argument("--mix", type=float, default=0.5, help="weight of the recurrence; the window has the rest")
+    parser.add_argument("--temper", type=float, default=None, help="half-life of a neutral gate in tokens")
+    parser.add_argument("--softmax-every", type=int, default=None, help="keep every n-th block as softmax attention")
+
+
+def _settings(options: argparse.Namespace) -> dict:
+    return {name: getattr(options, name) for name in ("structure", "window", "mix", "temper", "softmax_every")}
+
+
+def demo(options: argparse.Namespace) -> None:
+    """linearize and recover the embedded teacher; writes a report"""
+    from liger_mini.demo import run
+
+    run(options.output_dir)
+
+
+def _describe_teacher(parser: argparse.ArgumentParser) -> None:
+    _output_dir("runs/teacher")(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+
+
+def teacher(options: argparse.Namespace) -> None:
+    """train the embedded teacher from a seed (about 70 minutes on 2 cores); resumes"""
+    from liger_mini.teacher import train_teacher
+
+    train_teacher(options.output_dir, seed=options.seed)
+
+
+def _describe_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a folder, or a hub id such as meta-llama/Llama-3.2-1B")
+    _output_dir()(parser)
+    parser.add_argument("--dtype", default="auto", help="auto keeps the checkpoint's; float32, bfloat16, float16")
+    _add_settings(parser)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """linearize a Hugging Face model and save it as a folder that AutoModel loads"""
+    from liger_mini.convert import convert as run
+
+    model = run(options.model, options.output_dir, dtype=options.dtype, **_settings(options))
+    print(f"{options.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters, none added")
+
+
+def _describe_recover(parser: argparse.ArgumentParser) -> None:
+    from liger_mini.recover import RECIPES, Recipe
+
+    parser.add_argument("--model", required=True, help="a folder or hub id; linearized first if it is not yet")
+    parser.add_argument("--data", required=True, help="Alpaca-style .json/.jsonl/.parquet file or hub id; or tinyworld")
+    _output_dir()(parser)
+    parser.add_argument("--length", type=int, default=1024, help="tokens a row")
+    parser.add_argument("--recipe", choices=RECIPES, default="paper", help="what the flags below start from")
+    for field in dataclasses.fields(Recipe):
+        kind = {"int": int, "float": float, "bool": None}[str(field.type).split(" |")[0]]
+        how = {"action": argparse.BooleanOptionalAction} if kind is None else {"type": kind, "metavar": str(field.type)}
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=f"Recipe.{field.name}", **how)
+    _add_settings(parser)
+
+
+def recover(options: argparse.Namespace) -> None:
+    """LoRA recovery of a linearized model; the same command resumes after an interruption"""
+    from liger_mini import corpus
+    from liger_mini.convert import LigerModel, linearize, model_card, open_model, open_tokenizer
+    from liger_mini.paths import write_atomically
+    from liger_mini.recover import RECIPES, Recipe
+    from liger_mini.recover import recover as run
+
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
+    recipe = dataclasses.replace(RECIPES[options.recipe], **given)
+    tokenizer = open_tokenizer(options.model)
+    model = open_model(options.model)
+    if not isinstance(model, LigerModel):
+        linearize(model, **_settings(options))
+    if options.data == "tinyworld":
+        if recipe.steps is None:
+            raise ValueError("tinyworld has no end: give --steps")
+        rows = max(recipe.steps, recipe.transfer_steps) * recipe.batch_size
+        dataset = corpus.World(tokenizer, rows, length=options.length)
     else:
-        from liger_mini.benchmark import run
+        dataset = corpus.instructions(options.data, tokenizer, length=options.length)
+    output_dir = Path(options.output_dir)
+    result = run(model, dataset, output_dir=output_dir, recipe=recipe)
+    model.save_pretrained(output_dir / "model")
+    tokenizer.save_pretrained(output_dir / "model")
+    recovery = f"LoRA of rank {recipe.rank}, {result.tokens:,} tokens of {options.data}"
+    write_atomically(output_dir / "model" / "README.md", model_card(model, options.model, recovery))
+    last = f"; last loss {result.losses[-1][1]:.3f}" if result.losses else ""
+    print(f"{output_dir / 'model'}: recovered, {result.tokens:,} tokens in {result.seconds:.0f} s{last}")
 
-        run(options.output)
-    return 0
+
+def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
+    parser.add_argument("--window", type=int, default=None, help="W for sorting questions, for a model that has none")
+    parser.add_argument("--text", default=None, help="a text file: its loss and perplexity as well")
+    parser.add_argument("--needle", type=int, nargs="*", default=None, help="context lengths; none given: 1 K … 32 K")
+    _output("runs/evaluate.json")(parser)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """held-out loss, recall by distance, branch ablation; a text's perplexity and a needle test on request"""
+    from liger_mini import needle
+    from liger_mini.convert import LigerModel, open_model, open_tokenizer
+    from liger_mini.evaluate import HeldOut, branch_ablation, text_loss
+    from liger_mini.evaluate import evaluate as run
+    from liger_mini.paths import write_atomically
+    from liger_mini.provenance import provenance
+
+    tokenizer, model = open_tokenizer(options.model), open_model(options.model).eval()
+    held_out = HeldOut(tokenizer)
+    linearized = isinstance(model, LigerModel)
+    reports = branch_ablation(model, held_out) if linearized else {"both": run(model, held_out, window=options.window)}
+    result = {"model": options.model, "branches": {name: report.to_dict() for name, report in reports.items()}}
+    for name, report in reports.items():
+        recalls = ", ".join(f"{where} {recall.recall:.2f}" for where, recall in report.recall.items())
+        print(f"{name:16} loss {report.loss:.3f}  perplexity {report.perplexity:.1f}  recall {recalls}")
+    if options.text:
+        loss, tokens = text_loss(model, Path(options.text).read_text("utf-8"), tokenizer)
+        result["text"] = {"file": options.text, "loss": loss, "tokens": tokens}
+        print(f"{options.text}: loss {loss:.3f} nats a token over {tokens:,} tokens")
+    if options.needle is not None:
+        result["needle"] = needle.needle(model, tokenizer, lengths=options.needle or needle.LENGTHS)
+        for row in result["needle"]:
+            print(f"needle: {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
+    write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
+
+
+def equivalence(options: argparse.Namespace) -> int:
+    """every structure in every form against float64; writes JSON; 1 if a cell is over its tolerance"""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+    from liger_mini.equivalence import run
+
+    return 0 if all(row["ok"] for row in run(options.output)["rows"]) else 1
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """time and memory, as ratios within this run; writes JSON"""
+    from liger_mini.benchmark import run
+
+    run(options.output)
+
+
+COMMANDS = {
+    "demo": (_output_dir("runs/demo"), demo),
+    "teacher": (_describe_teacher, teacher),
+    "convert": (_describe_convert, convert),
+    "recover": (_describe_recover, recover),
+    "evaluate": (_describe_evaluate, evaluate),
+    "equivalence": (_output("runs/equivalence.json"), equivalence),
+    "benchmark": (_output("runs/benchmark.json"), benchmark),
+}
 
 
 if __name__ == "__main__":

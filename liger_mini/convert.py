@@ -21,6 +21,7 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -184,6 +185,25 @@ def open_model(source: str | Path, **kwargs) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
 
+def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model; one without a pad token pads with its end-of-text token (padding is never scored).
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+    ) as error:  # transformers raises any of them where a folder holds weights alone
+        raise FileNotFoundError(f"{source} has no tokenizer that transformers can read ({error})") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def check_access(repository: str) -> None:
     """Ask the hub whether this machine may read a repository, and say what to do if not."""
     place = f"give a local folder instead, or download it elsewhere with `hf download {repository}` and copy it here"
@@ -219,9 +239,9 @@ def convert(source: str | Path, output_dir: str | Path, *, dtype: str = "auto", 
     model = linearize(open_model(source, dtype=dtype), **settings)
     model.save_pretrained(output_dir)
     try:
-        AutoTokenizer.from_pretrained(source).save_pretrained(output_dir)
-    except (OSError, ValueError):  # transformers raises either where a folder holds weights alone
-        warnings.warn(f"{source} has no tokenizer; {output_dir} has none either", stacklevel=2)
+        open_tokenizer(source).save_pretrained(output_dir)
+    except FileNotFoundError as error:
+        warnings.warn(f"{error}; {output_dir} has no tokenizer either", stacklevel=2)
     write_atomically(output_dir / "README.md", model_card(model, str(source)))
     return model
 

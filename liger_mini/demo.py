@@ -25,7 +25,7 @@ from liger_mini.corpus import World
 from liger_mini.evaluate import HeldOut, Report, branch_ablation, evaluate
 from liger_mini.paths import data_dir, write_atomically
 from liger_mini.provenance import provenance
-from liger_mini.recover import Recipe, Recovery, recover
+from liger_mini.recover import RECIPES, Recipe, Recovery, recover
 from liger_mini.teaching import figures
 
 WINDOW = 16  # with 4 layers the stacked windows reach 60 of the teacher's 256 tokens of context
@@ -44,12 +44,12 @@ PLANS = {
     "paper": Plan(
         "the paper's: half-life 16 tokens, LoRA rank 8",
         temper=16,
-        recipe=Recipe(rank=8, alpha=8, learning_rate=1e-3, steps=200, batch_size=8),
+        recipe=RECIPES["quick"],
     ),
     "half_life": Plan(
         "longer half-life: 1024 tokens, LoRA rank 32",
         temper=1024,
-        recipe=Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=250, batch_size=8),
+        recipe=RECIPES["long"],
     ),
 }
 

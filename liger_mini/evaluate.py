@@ -141,6 +141,28 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = 
     )
 
 
+def text_loss(
+    model: PreTrainedModel, text: str, tokenizer: PreTrainedTokenizerBase, *, length: int = 1024, batch_size: int = 8
+) -> tuple[float, int]:
+    """Mean next-token loss in nats on any text, cut into rows of `length` tokens, and how many tokens were scored.
+
+    Its exponential is the perplexity. Each row starts without context, as is usual.
+
+    Raises:
+        ValueError: a text of fewer than two tokens.
+    """
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) < 2:
+        raise ValueError(f"the text has {len(ids)} token(s); a loss needs at least 2")
+    rows = [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in range(0, len(ids) - 1, length)]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        loss, _ = _score(model, rows, batch_size)
+    model.train(was_training)
+    return loss, len(ids) - len(rows)
+
+
 def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, list[tuple[bool, int, int]]]:
     """Mean loss over all scored tokens, and (right?, distance, candidates) of every question."""
     collate = corpus.Collator(model.config.pad_token_id or 0)

@@ -59,6 +59,13 @@ class Recipe:
     seed: int = 0
 
 
+RECIPES: dict[str, Recipe] = {
+    "paper": Recipe(),
+    "quick": Recipe(steps=200),  # the paper's on the embedded teacher
+    "long": Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=250),  # for a gate with a long half-life
+}
+
+
 @dataclass(frozen=True)
 class Recovery:
     """What `recover` measured. `losses` are (step, mean training loss since the last entry)."""
@@ -98,7 +105,7 @@ def recover(
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
     """
     output_dir = Path(output_dir)
-    _check_dataset(dataset)
+    _check_dataset(dataset, model)
     _claim(output_dir, model, dataset, recipe)
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     use_cache, model.config.use_cache = model.config.use_cache, False
@@ -280,7 +287,7 @@ def _last_complete_checkpoint(folder: Path) -> str | None:
     return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
 
 
-def _check_dataset(dataset: Dataset) -> None:
+def _check_dataset(dataset: Dataset, model: PreTrainedModel) -> None:
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; recovery needs rows of input_ids and labels")
     row = dataset[0]
@@ -288,6 +295,11 @@ def _check_dataset(dataset: Dataset) -> None:
     if missing:
         raise ValueError(
             f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and len(row["input_ids"]) > longest:
+        raise ValueError(
+            f"the first row has {len(row['input_ids'])} tokens, and the model's positions end at {longest}; cut the rows"
         )
     if all(label == IGNORE for label in row["labels"]):
         raise ValueError("the first row has no label to learn from (all are -100)")

@@ -1,0 +1,53 @@
+"""The commands end to end on the embedded teacher: convert, recover, evaluate."""
+
+import json
+
+import pytest
+
+import liger_mini as lm
+from liger_mini.__main__ import main
+from liger_mini.paths import data_dir
+
+TEACHER = str(data_dir() / "teacher")
+
+
+@pytest.mark.slow
+def test_convert_recover_evaluate(tmp_path, capsys):
+    folder = tmp_path / "linear"
+    assert (
+        main(["convert", "--model", TEACHER, "--structure", "gated_retention", "--window", "16", "--out", str(folder)])
+        == 0
+    )
+    assert "LigerLlamaForCausalLM, 2,1" in capsys.readouterr().out
+    recover = ["recover", "--model", str(folder), "--data", str(data_dir() / "instructions.jsonl"), "--length", "256"]
+    assert main([*recover, "--steps", "10", "--batch-size", "2", "--out", str(tmp_path / "run")]) == 0
+    model = lm.load(tmp_path / "run" / "model")
+    assert model.config.liger["structure"] == "gated_retention"
+    assert "LoRA of rank 8" in (tmp_path / "run" / "model" / "README.md").read_text()
+    text = tmp_path / "text.txt"
+    text.write_text("Anna lives in Paris. Where does Anna live? Anna lives in Paris.")
+    evaluate = ["evaluate", "--model", str(tmp_path / "run" / "model"), "--text", str(text), "--needle", "64"]
+    assert main([*evaluate, "--output", str(tmp_path / "evaluate.json")]) == 0
+    result = json.loads((tmp_path / "evaluate.json").read_text())
+    assert set(result["branches"]) == {"both", "window only", "recurrence only", "neither"}
+    assert 0 < result["text"]["loss"] < 20
+    assert {row["depth"] for row in result["needle"]} == {0.1, 0.5, 0.9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["convert", "--model", "./nowhere", "--out", "x"], "no model folder at nowhere"),
+        (
+            ["convert", "--model", TEACHER, "--out", "{tmp}/x", "--structure", "linear", "--temper", "3"],
+            "has no temper",
+        ),
+        (["recover", "--model", TEACHER, "--data", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "no instruction file"),
+        (["recover", "--model", TEACHER, "--data", "tinyworld", "--out", "{tmp}/x"], "give --steps"),
+        (["evaluate", "--model", TEACHER], "pass window="),
+    ],
+)
+def test_bad_input_ends_with_a_sentence_and_status_2(tmp_path, capsys, arguments, words):
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
