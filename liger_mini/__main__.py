@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -175,8 +176,10 @@ def equivalence(options: argparse.Namespace) -> int:
     """every structure in every form against float64; writes JSON; 1 if a cell is over its tolerance"""
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        # triton reads it when it is first imported, which has happened by now: once more, with it
+        command = [sys.executable, "-m", "liger_mini", "equivalence", "--output", options.output]
+        return subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=False).returncode
     from liger_mini.equivalence import run
 
     return 0 if all(row["ok"] for row in run(options.output)["rows"]) else 1
