@@ -18,7 +18,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorWithFlattening,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
@@ -37,6 +44,8 @@ class Recipe:
         learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
         epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
         batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once).
+        packing: put the rows of a batch one after another into one row, with boundaries that both branches keep; padding
+            (the paper's way) if False. The same losses, without the padding's cost.
         transfer_steps: steps of attention transfer before the rest, at the same batch size and peak learning rate.
         distillation: λ, the weight of KL(teacher ‖ student) against the next-token loss; the teacher is the model itself
             without its adapters and with softmax attention.
@@ -52,6 +61,7 @@ class Recipe:
     batch_size: int = 8
     micro_batch_size: int | None = None
     weight_decay: float = 0.0
+    packing: bool = False
     transfer_steps: int = 0
     distillation: float = 0.0
     window_dropout: float = 0.0
@@ -162,7 +172,9 @@ def _train(
         model,
         _training_arguments(output_dir, recipe, steps, save_every, log_every),
         train_dataset=dataset,
-        data_collator=Collator(model.config.pad_token_id or 0),
+        data_collator=DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+        if recipe.packing
+        else Collator(model.config.pad_token_id or 0),
         callbacks=[log, *callbacks],
     )
     trainer.remove_callback(ProgressCallback)

@@ -1,5 +1,6 @@
 """Recovery: LoRA where it belongs, a run that resumes to the same losses, and errors before work is lost."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,8 +9,11 @@ import textwrap
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import liger_mini as lm
+from liger_mini.attention import liger_layers
+from liger_mini.objectives import as_teacher
 from liger_mini.recover import Recipe, _last_complete_checkpoint
 
 
@@ -91,6 +95,76 @@ def test_killed_at_step_6_it_resumes_to_the_same_losses(tiny, tmp_path):
         results[name + " weights"] = model.state_dict()
     assert results["killed"].losses == results["whole"].losses
     torch.testing.assert_close(results["killed weights"], results["whole weights"], rtol=0, atol=0)
+
+
+class UnequalRows(Rows):
+    def __getitem__(self, i):
+        return {name: x[: 6 + i % 19] for name, x in super().__getitem__(i).items()}
+
+
+def losses(tiny, folder, **changes):
+    torch.manual_seed(0)
+    model = lm.linearize(tiny(), "lightnet", window=4)
+    recipe = dataclasses.replace(RECIPE, **changes)
+    return lm.recover(model, UnequalRows(), output_dir=folder, recipe=recipe, log_every=1), model
+
+
+@pytest.mark.parametrize("objective", [{}, {"distillation": 0.5}, {"transfer_steps": 3}], ids=str)
+def test_packing_gives_the_losses_of_padding(tiny, tmp_path, objective):
+    padded, _ = losses(tiny, tmp_path / "padded", **objective)
+    packed, _ = losses(tiny, tmp_path / "packed", packing=True, **objective)
+    assert [loss for _, loss in packed.losses] == pytest.approx([loss for _, loss in padded.losses], abs=1e-3)
+
+
+def test_the_teacher_is_still_inside(tiny):
+    """Adapters off and the window wide open: the logits of the softmax model, whatever the adapters learned."""
+    teacher, ids = tiny(), torch.randint(2, 97, (2, 30))
+    expected = teacher(ids).logits
+    model = get_peft_model(
+        lm.linearize(teacher, window=4), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    before = model(ids).logits
+    with as_teacher(model):
+        torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)
+    assert (before - expected).abs().max() > 0.1
+    assert torch.equal(model(ids).logits, before)
+
+
+LONGER = {"rank": 8, "alpha": 8, "learning_rate": 1e-2, "batch_size": 8}
+
+
+def falls(losses: list[float]) -> bool:
+    """The mean of the last ten is below that of the first ten by more than a tenth."""
+    return sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+def test_distillation_alone_pulls_towards_the_teacher(tiny, tmp_path):
+    """λ = 1: the loss is KL(teacher ‖ student) alone, and the labels, which are noise, do not matter."""
+    result, _ = losses(tiny, tmp_path, distillation=1.0, steps=60, **LONGER)
+    assert falls([loss for _, loss in result.losses])
+    assert min(loss for _, loss in result.losses) > 0
+
+
+def test_attention_transfer_lowers_its_error_and_then_trains(tiny, tmp_path):
+    result, _ = losses(tiny, tmp_path, transfer_steps=60, **LONGER)
+    errors = [json.loads(line)["loss"] for line in (tmp_path / "transfer" / "metrics.jsonl").read_text().splitlines()]
+    assert len(errors) == 60
+    assert falls(errors)
+    assert [step for step, _ in result.losses] == list(range(1, 9))
+
+
+def test_window_dropout_falls_to_zero_and_leaves_the_branches_alone(tiny, tmp_path):
+    seen = []
+    model = lm.linearize(tiny(), window=4)
+    layers = liger_layers(model)
+    hook = layers[0].register_forward_pre_hook(lambda layer, args: seen.append([x.branches for x in layers]))
+    recipe = dataclasses.replace(RECIPE, window_dropout=1.0, steps=40)
+    lm.recover(model, Rows(), output_dir=tmp_path, recipe=recipe)
+    hook.remove()
+    assert seen[0] == [(1.0, 0.0)] * 3  # with certainty in the first step
+    early, late = (sum(b == (1.0, 0.0) for step in part for b in step) for part in (seen[:20], seen[20:]))
+    assert early > late > 0
+    assert [layer.branches for layer in layers] == [(0.5, 0.5)] * 3
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
