@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import (
@@ -102,7 +103,8 @@ def recover(
 ) -> Recovery:
     """Train LoRA adapters on a linearized model and merge them into it, in place.
 
-    Running the same call again after an interruption goes on from the last complete checkpoint, to the
+    Under `torchrun` or `accelerate launch` the batch is spread over the processes (the Trainer's DDP): same global batch,
+    same losses. Running the same call again after an interruption goes on from the last complete checkpoint, to the
     same losses. A finished run is loaded, not repeated.
 
     Args:
@@ -116,7 +118,10 @@ def recover(
     """
     output_dir = Path(output_dir)
     _check_dataset(dataset, model)
-    _claim(output_dir, model, dataset, recipe)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    if processes.is_main_process:
+        _claim(output_dir, model, dataset, recipe)
+    processes.wait_for_everyone()
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     use_cache, model.config.use_cache = model.config.use_cache, False
     peft_model = get_peft_model(
@@ -140,7 +145,8 @@ def recover(
         functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
     )
     log = _train(trainer_class, peft_model, dataset, output_dir, recipe, recipe.steps, save_every, log_every, callbacks)
-    peft_model.save_pretrained(output_dir / "adapter")
+    if processes.is_main_process:
+        peft_model.save_pretrained(output_dir / "adapter")
     peft_model.merge_and_unload()
     model.config.use_cache = use_cache
     result = Recovery(
@@ -151,7 +157,8 @@ def recover(
         parameters=total - trained,
         parameters_trained=trained,
     )
-    write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
+    if processes.is_main_process:
+        write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
 
 
@@ -186,15 +193,18 @@ def _train(
 def _training_arguments(
     output_dir: Path, recipe: Recipe, steps: int | None, save_every: int, log_every: int
 ) -> TrainingArguments:
-    micro = recipe.micro_batch_size or recipe.batch_size
-    if recipe.batch_size % micro:
-        raise ValueError(f"micro_batch_size = {micro} does not divide batch_size = {recipe.batch_size}")
+    processes = PartialState().num_processes
+    micro = recipe.micro_batch_size or max(1, recipe.batch_size // processes)
+    if recipe.batch_size % (micro * processes):
+        raise ValueError(
+            f"batch_size = {recipe.batch_size} is not a multiple of micro_batch_size x processes = {micro} x {processes}"
+        )
     return TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
         max_steps=steps or -1,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe.batch_size // micro,
+        gradient_accumulation_steps=recipe.batch_size // (micro * processes),
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.02,
@@ -225,7 +235,8 @@ class _MetricsLog(TrainerCallback):
             self.rows = [
                 row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step
             ]
-            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            if state.is_world_process_zero:
+                write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = time.perf_counter()
 
@@ -246,8 +257,9 @@ class _MetricsLog(TrainerCallback):
             "seconds": round(self.before + time.perf_counter() - self.start, 3),
         }
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 class _ProgressBar(ProgressCallback):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +167,41 @@ def test_window_dropout_falls_to_zero_and_leaves_the_branches_alone(tiny, tmp_pa
     early, late = (sum(b == (1.0, 0.0) for step in part for b in step) for part in (seen[:20], seen[20:]))
     assert early > late > 0
     assert [layer.branches for layer in layers] == [(0.5, 0.5)] * 3
+
+
+DISTRIBUTED = textwrap.dedent(
+    """
+    import sys
+    import liger_mini as lm
+    from tests.test_recover import RECIPE, Rows
+    from transformers import LlamaForCausalLM
+    model = lm.linearize(LlamaForCausalLM.from_pretrained(sys.argv[1]), window=4)
+    lm.recover(model, Rows(), output_dir=sys.argv[2], recipe=RECIPE, log_every=1)
+    """
+)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(tiny, tmp_path):
+    """DDP over gloo: half the batch each. Another order of summing is all that may differ."""
+    tiny().save_pretrained(tmp_path / "teacher")
+    script = tmp_path / "train.py"
+    script.write_text(DISTRIBUTED)
+    runs = {}
+    for processes in (1, 2):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        folder = tmp_path / f"run{processes}"
+        done = subprocess.run(
+            [*torchrun, script, tmp_path / "teacher", folder],
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr.decode()[-3000:]
+        runs[processes] = json.loads((folder / "result.json").read_text())
+    one, two = ([loss for _, loss in runs[n]["losses"]] for n in (1, 2))
+    assert len(one) == 8
+    assert two == pytest.approx(one, rel=1e-4)
+    assert runs[2]["tokens"] == runs[1]["tokens"]
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
