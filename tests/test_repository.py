@@ -1,7 +1,9 @@
 """The repository itself: notebooks without outputs, the layout others rely on, an install that works elsewhere."""
 
+import ast
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,26 @@ def test_notebook_is_committed_clean(path):
 def test_kernels_and_data_do_not_become_top_level_packages():
     assert not list((ROOT / "kernels").rglob("__init__.py"))
     assert not list((ROOT / "data").rglob("__init__.py"))
+
+
+def function_lengths(path):
+    """Lines of each function of a file, docstring not counted."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            yield node.end_lineno - body[0].lineno + 1
+
+
+def test_recurrences_and_kernels_can_be_read_in_one_sitting():
+    package = ROOT / "liger_mini"
+    recurrences, kernels = sorted((package / "recurrences").glob("*.py")), sorted((ROOT / "kernels").glob("*.py"))
+    assert {path.stem for path in kernels} >= {"diagonal", "scalar", "slots", "window"}
+    for limit, paths in ((200, [*recurrences, package / "window.py", package / "gates.py"]), (300, kernels)):
+        for path in paths:
+            assert len(path.read_text().splitlines()) <= limit, path
+    lengths = [n for path in package.rglob("*.py") for n in function_lengths(path)]
+    assert len(lengths) > 100
+    assert statistics.median(lengths) <= 20
 
 
 def test_teacher_is_small_and_its_log_says_how_it_was_made():

@@ -7,7 +7,7 @@ one page; their Triton twins have the same names in `kernels/`.
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -113,7 +113,11 @@ def explain_backend(device: torch.device | str = "cpu") -> str:
 def _form(recurrence: ModuleType, backend: str, T: int) -> Callable:
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
-    if backend == "triton":  # imported here, since not every machine has triton
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            raise RuntimeError(
+                "backend = 'triton' needs the package triton, which this machine lacks: pip install triton"
+            )
         return importlib.import_module(recurrence.__name__.replace("recurrences", "kernels")).triton_recurrence
     one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
     return recurrence.naive if backend == "naive" or one_token else recurrence.chunked
