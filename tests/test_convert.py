@@ -320,8 +320,16 @@ class FakeResponse:
 @pytest.mark.parametrize(
     ("answer", "error", "words"),
     [
-        (GatedRepoError("gated", response=FakeResponse()), PermissionError, "accept its licence at https://huggingface.co/a/b"),
-        (RepositoryNotFoundError("none", response=FakeResponse()), FileNotFoundError, "no folder a/b here and no model a/b"),
+        (
+            GatedRepoError("gated", response=FakeResponse()),
+            PermissionError,
+            "accept its licence at https://huggingface.co/a/b",
+        ),
+        (
+            RepositoryNotFoundError("none", response=FakeResponse()),
+            FileNotFoundError,
+            "no folder a/b here and no model a/b",
+        ),
         (OSError("no route"), ConnectionError, r"cannot be reached \(no route\); give a local folder"),
     ],
 )

@@ -1,0 +1,114 @@
+"""What the Triton kernels share: checks, documents cut into chunks, tiles, and sums of log-gates.
+
+To a kernel every input is a pack of documents. A batch [B, T, H, ·] is B documents of T rows, one after another in
+memory; `cu_seqlens` says where the documents of one packed row begin. Each is cut into chunks of C tokens of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+C = tl.constexpr(64)  # tokens in a chunk
+LEVELS = tl.constexpr(6)  # log₂ C: how often a chunk can be halved
+WIDEST = 256  # K, V and M
+# How a product reads its operands; sums are always float32. tf32 holds a float16 or bfloat16 number exactly, has the
+# range of float32 (a state may outgrow float16), and rounds what is computed in between no more than they would.
+PRECISION_OF = {torch.float32: "ieee", torch.bfloat16: "tf32", torch.float16: "tf32"}
+INTERPRETED = triton.knobs.runtime.interpret and not isinstance(tl.cdiv, triton.JITFunction)  # triton itself, too
+PART = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)  # the interpreter cannot multiply bfloat16
+
+
+def precision_of(*inputs: Tensor) -> str:
+    """The precision of products of these inputs; of mixed dtypes, the full one."""
+    dtypes = {x.dtype for x in inputs}
+    return PRECISION_OF[dtypes.pop()] if len(dtypes) == 1 else "ieee"
+
+
+def check(widths: dict[str, int], states: dict[str, Tensor], **inputs: Tensor) -> None:
+    """Say what the kernels cannot take.
+
+    Raises: RuntimeError without a GPU or the interpreter, ValueError for a width above 256, TypeError for other dtypes.
+    """
+    for name, x in {**inputs, **states}.items():
+        allowed = [torch.float32] if name in states else list(PRECISION_OF)
+        if x.dtype not in allowed:
+            raise TypeError(f"{name} has dtype {x.dtype}; the Triton kernels take {', '.join(map(str, allowed))}")
+        if not (x.is_cuda or INTERPRETED):
+            raise RuntimeError(
+                f"{name} is on {x.device}, where Triton cannot run. Move the inputs to a CUDA device, or set the "
+                "environment variable TRITON_INTERPRET=1 before Python starts (or before anything imports triton, as "
+                "transformers does): the kernels then run, slowly, in Triton's interpreter"
+            )
+    for name, width in widths.items():
+        if width > WIDEST:
+            raise ValueError(f"{name} = {width}; the Triton kernels take widths up to {WIDEST}")
+
+
+class Chunks(NamedTuple):
+    """Documents, cut into chunks.
+
+    rows [NC, 2]: where each chunk begins, in rows of B·T, and how many rows its document has left from there.
+    of_document [N+1]: document n has the chunks of_document[n] … of_document[n+1] - 1; none if it is empty.
+    """
+
+    rows: Tensor
+    of_document: Tensor
+
+
+def chunks(B: int, T: int, cu_seqlens: Tensor | None, device: torch.device) -> Chunks:
+    """The chunks of a batch of B rows of T tokens, or of the documents that `cu_seqlens` packs into one row."""
+    ends = torch.arange(B + 1) * T if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64)
+    counts = -(-ends.diff() // C.value)
+    of_document = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    document = torch.repeat_interleave(counts)
+    start = ends[document] + (torch.arange(len(document)) - of_document[document]) * C.value
+    rows = torch.stack([start, ends[document + 1] - start], dim=1)
+    return Chunks(rows.to(device), of_document.to(device))
+
+
+@triton.jit
+def place(rows_ptr, blocks, H):
+    """The chunk and head of this program and its block of columns; the chunk's first row in [B·T·H, ·], and its rows.
+
+    One axis of programs, since others end at 65535; 64 bit, since long inputs have more than 2³¹ numbers.
+    """
+    chunk_head, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+    chunk = rows_ptr + chunk_head // H * 2
+    return chunk_head, block, tl.load(chunk) * H + chunk_head % H, tl.load(chunk + 1)
+
+
+@triton.jit
+def load(ptr, rows, columns, n_rows, n_columns, stride):
+    """A float32 tile, 0 outside the tensor: a padded token reads nothing, writes nothing, forgets nothing."""
+    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    return tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store(ptr, x, rows, columns, n_rows, n_columns, stride):
+    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    tl.store(ptr + rows[:, None] * stride + columns[None, :], x.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def leading(x):
+    """The leading 8 bits of x, towards zero: bfloat16 holds them exactly."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def sum_over(mask, x):
+    """Row t: the sum of x's rows l with mask[t, l]. A sum over a range of tokens is a product with zeros and ones.
+
+    That is work for tensor cores, but log-gates deserve float32. So x is cut into three parts of 8 bits each, exact in
+    bfloat16; cut towards zero, for x ≤ 0 the parts, and with them the sum, are ≤ 0.
+    """
+    ones, first = mask.to(PART), leading(x)
+    second = leading(x - first)
+    third = x - first - second
+    return tl.dot(ones, first.to(PART), tl.dot(ones, second.to(PART), tl.dot(ones, third.to(PART))))

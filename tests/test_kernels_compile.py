@@ -1,0 +1,119 @@
+"""Every Triton kernel compiles for GPUs and fits into their shared memory. No GPU needed: triton brings its compiler.
+
+    python tests/test_kernels_compile.py    compiles every configuration, which takes minutes, and prints a table
+
+A kernel is caught where it is launched, and compiled for the arguments at hand instead. So a new kernel needs a line
+in `wrappers`, whatever its signature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import torch
+
+KIB = {80: 160, 90: 227}  # shared memory a program can have on an A100 and an H100
+
+
+def wrappers(x):
+    """One call for every kernel file; what it returns is differentiated. x(*shape, dtype) makes an input."""
+    from liger_mini.kernels import diagonal, scalar, slots, tiles, window
+
+    tiles.INTERPRETED = True  # now that all are imported as for a GPU: let tensors on the CPU in
+    B, T, H, K, V, M, float32 = 1, 128, 2, 128, 128, 128, torch.float32
+    q, k, v, state = x(B, T, H, K), x(B, T, H, K), x(B, T, H, V), x(B, H, K, V, dtype=float32)
+    yield diagonal.triton_recurrence(q, k, v, x(B, T, H, K, dtype=float32), state)
+    yield scalar.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), state)
+    yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), (state, state))
+    yield window.triton_window(q, k, v, 64)
+
+
+class Driver:
+    """What Triton asks of a GPU's driver before it compiles."""
+
+    def get_current_device(self):
+        return self.architecture  # kernels are kept by device
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.architecture, 32)
+
+
+def resources(kernel) -> tuple[float, int, int]:
+    """KiB of shared memory; registers a thread, and the bytes it keeps in memory for want of more (spilled)."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.check_output([triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name], text=True)
+    registers, spilled = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return kernel.metadata.shared / 1024, int(registers), int(spilled)
+
+
+def compile_all(cases: list[tuple[int, torch.dtype]], largest: bool):
+    """Call the wrappers; where they launch, compile all configurations, or the one with the largest tiles."""
+    from triton.runtime import JITFunction, driver
+    from triton.runtime.autotuner import Autotuner
+
+    compile_or_launch, done = JITFunction.run, set()
+
+    def compile_instead(self, *args, grid, warmup, **options):
+        kernel = compile_or_launch(self, *args, grid=grid, warmup=True, **options)
+        if kernel.hash in done:
+            return
+        done.add(kernel.hash)
+        shared, registers, spilled = resources(kernel)
+        name = f"{self.fn.__module__}.{self.fn.__name__}".removeprefix("liger_mini.kernels.")
+        config = ", ".join(
+            f"{key} = {value}" for key, value in options.items() if key in (*self.arg_names, "num_warps")
+        )
+        print(
+            f"{name:26} {dtype!s:14} sm_{architecture}  {config:34} {shared:5.0f} KiB "
+            f"{registers:4} registers {spilled:5} spilled",
+            flush=True,
+        )
+        assert shared <= KIB[architecture], f"more than the {KIB[architecture]} KiB of shared memory there are"
+
+    def tune(self, *args, **options):
+        self.nargs = dict(zip(self.arg_names, args))
+        configs = sorted(self.prune_configs(options), key=lambda config: math.prod(config.kwargs.values()))
+        for config in configs[-1:] if largest else configs:
+            self.fn.run(*args, **options, **config.all_kwargs())
+
+    JITFunction.run, Autotuner.run = compile_instead, tune
+    driver.set_active(Driver())
+    for architecture, dtype in cases:
+        driver.active.architecture = architecture
+        for results in wrappers(lambda *shape, dtype=dtype: torch.zeros(shape, dtype=dtype, requires_grad=True)):
+            results = torch.utils._pytree.tree_leaves(results)
+            torch.autograd.backward(results, [torch.zeros_like(x) for x in results])
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_and_fits():
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, __file__, "--largest"], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for kernel in ("diagonal._chunk_states", "scalar._chunk_states", "window."):
+        assert kernel in run.stdout, "the kernels were not caught"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--largest", action="store_true", help="only the largest tiles, and each dtype on one GPU")
+    largest = parser.parse_args().largest
+    once = [(80, torch.float32), (90, torch.bfloat16)]
+    compile_all(once if largest else [*once, (80, torch.bfloat16), (90, torch.float32)], largest)
