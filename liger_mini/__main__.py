@@ -107,7 +107,6 @@ def _describe_recover(parser: argparse.ArgumentParser) -> None:
 
 def recover(options: argparse.Namespace) -> None:
     """LoRA recovery of a linearized model; the same command resumes after an interruption"""
-    from liger_mini import corpus
     from liger_mini.convert import LigerModel, linearize, model_card, open_model, open_tokenizer
     from liger_mini.paths import write_atomically
     from liger_mini.recover import RECIPES, Recipe
@@ -119,13 +118,7 @@ def recover(options: argparse.Namespace) -> None:
     model = open_model(options.model)
     if not isinstance(model, LigerModel):
         linearize(model, **_settings(options))
-    if options.data == "tinyworld":
-        if recipe.steps is None:
-            raise ValueError("tinyworld has no end: give --steps")
-        rows = max(recipe.steps, recipe.transfer_steps) * recipe.batch_size
-        dataset = corpus.World(tokenizer, rows, length=options.length)
-    else:
-        dataset = corpus.instructions(options.data, tokenizer, length=options.length)
+    dataset = _rows(options.data, tokenizer, options.length, recipe)
     output_dir = Path(options.output_dir)
     result = run(model, dataset, output_dir=output_dir, recipe=recipe)
     model.save_pretrained(output_dir / "model")
@@ -172,6 +165,63 @@ def evaluate(options: argparse.Namespace) -> None:
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
 
 
+def _describe_walk(parser: argparse.ArgumentParser) -> None:
+    from liger_mini.recover import RECIPES
+
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a folder or hub id; the embedded teacher is data/teacher")
+    source.add_argument("--minutes", type=float, help="first train a 1B-shaped teacher for so many minutes (GPU)")
+    parser.add_argument("--data", default="tinyworld", help="as in recover")
+    parser.add_argument("--length", type=int, default=512, help="tokens a row, in training and in evaluation")
+    parser.add_argument("--recipe", choices=RECIPES, default="quick", help="of the recovery")
+    parser.add_argument("--steps", type=int, default=None, help="of the recovery; None: the recipe's")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
+    _output_dir("runs/walk")(parser)
+    _add_settings(parser)
+
+
+def walk(options: argparse.Namespace) -> None:
+    """the whole journey on a model of any size, written as JSON: measure, linearize, recover, measure, decode"""
+    import torch
+
+    from liger_mini.convert import open_model, open_tokenizer
+    from liger_mini.demo import load_teacher
+    from liger_mini.evaluate import HeldOut
+    from liger_mini.recover import RECIPES
+    from liger_mini.walk import one_billion, pretrain
+    from liger_mini.walk import walk as run
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = RECIPES[options.recipe]
+    recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps, bf16=device == "cuda")
+    about = {"model": options.model}
+    if options.model:
+        tokenizer, teacher = open_tokenizer(options.model), open_model(options.model)
+    else:
+        tokenizer = load_teacher()[1]
+        teacher = one_billion(tokenizer).to(device)
+        about = pretrain(teacher, tokenizer, Path(options.output_dir) / "teacher", minutes=options.minutes)
+    dataset = _rows(options.data, tokenizer, options.length, recipe)
+    held_out = HeldOut(tokenizer, length=options.length)
+    settings = _settings(options)
+    how = {"recipe": recipe, "held_out": held_out, "contexts": options.contexts, "about": about}
+    result = run(teacher.to(device).eval(), tokenizer, dataset, options.output_dir, **how, **settings)
+    for name in ("teacher", "linearized", "recovered"):
+        report = result[name] if name == "teacher" else result[name]["both"]
+        print(f"{name:11} loss {report['loss']:.3f}  recall outside {report['recall_outside']:.2f}")
+
+
+def _rows(data: str, tokenizer, length: int, recipe):
+    """What to recover on: tinyworld and pydocs, or Alpaca-style instructions."""
+    from liger_mini import corpus
+
+    if data != "tinyworld":
+        return corpus.instructions(data, tokenizer, length=length)
+    if recipe.steps is None:
+        raise ValueError("tinyworld has no end: give --steps")
+    return corpus.World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, length=length)
+
+
 def equivalence(options: argparse.Namespace) -> int:
     """every structure in every form against float64; writes JSON; 1 if a cell is over its tolerance"""
     import torch
@@ -198,6 +248,7 @@ COMMANDS = {
     "convert": (_describe_convert, convert),
     "recover": (_describe_recover, recover),
     "evaluate": (_describe_evaluate, evaluate),
+    "walk": (_describe_walk, walk),
     "equivalence": (_output("runs/equivalence.json"), equivalence),
     "benchmark": (_output("runs/benchmark.json"), benchmark),
 }

@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,24 +111,30 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
 
 
 @torch.no_grad()
-def decode(model: PreTrainedModel, contexts: tuple[int, ...] = (512, 16384), tokens: int = 64) -> list[dict[str, Any]]:
+def decode(model: PreTrainedModel, contexts: Sequence[int] = (512, 16384), tokens: int = 64) -> list[dict[str, Any]]:
     """Seconds a token and bytes of state after contexts of different lengths, token by token in turns."""
     caches = {}
     for context in contexts:
         ids = torch.randint(2, model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
         caches[context] = DynamicCache(config=model.config)
-        model(ids, past_key_values=caches[context], use_cache=True, logits_to_keep=1)
-    token = torch.tensor([[2]])
+        model(ids.to(model.device), past_key_values=caches[context], use_cache=True, logits_to_keep=1)
+    token = torch.tensor([[2]], device=model.device)
     seconds: dict[int, list[float]] = {context: [] for context in contexts}
     for _ in range(tokens):
         for context, cache in caches.items():
-            start = time.perf_counter()
+            start = _now(model.device)
             model(token, past_key_values=cache, use_cache=True)
-            seconds[context].append(time.perf_counter() - start)
+            seconds[context].append(_now(model.device) - start)
     return [
         {"context": c, "seconds_per_token": statistics.median(seconds[c]), "state_bytes": state_bytes(caches[c])}
         for c in contexts
     ]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def state_bytes(cache: DynamicCache) -> int:

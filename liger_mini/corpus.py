@@ -330,7 +330,8 @@ class World(torch.utils.data.Dataset):
             raise IndexError(f"row {i} of {self.rows}")
         if i % 2:
             return document_row(self.docs, random.Random(f"world/{self.seed}/{i}"), self.length)
-        row = encode_story(story(self.seed, "train", i), self.tokenizer, self.length)
+        sentences = max(40, 10 * self.length // 64)  # enough to fill the row
+        row = encode_story(story(self.seed, "train", i, sentences=sentences), self.tokenizer, self.length)
         return {"input_ids": row["input_ids"], "labels": row["labels"]}
 
 

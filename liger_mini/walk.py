@@ -1,0 +1,212 @@
+"""The whole journey on a model of any size (chapter 08): measure, linearize, recover, measure again, decode.
+
+`walk` runs the same steps on the embedded teacher, on a 1B model from disk, and on `pretrain`'s stand-in for one: a
+model with Llama-3.2-1B's layer sizes and our tokenizer, trained here for so many minutes on tinyworld, Python's
+documentation and the Python sources of this machine. It is called what it is, and it is not Llama-3.2.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from liger_mini import corpus
+from liger_mini.benchmark import decode
+from liger_mini.convert import linearize
+from liger_mini.evaluate import HeldOut, branch_ablation, evaluate
+from liger_mini.paths import write_atomically
+from liger_mini.provenance import provenance
+from liger_mini.recover import Recipe, recover
+from liger_mini.teacher import repeats
+
+LLAMA_1B = {  # Llama-3.2-1B's layers: 973 M parameters; with its own vocabulary of 128,256 it would be 1,236 M
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
+
+
+def one_billion(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaForCausalLM:
+    """A Llama with Llama-3.2-1B's layer sizes, our vocabulary and random weights."""
+    config = LlamaConfig(
+        **{**LLAMA_1B, **changes},
+        vocab_size=len(tokenizer),
+        max_position_embeddings=131072,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+class Mixture(Dataset):
+    """Row i of the pretraining stream, from (seed, i) alone: a tenth repeats, a third stories, the rest documents and code."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rows: int, length: int, seed: int = 0, sources: int = 4_000_000
+    ):
+        self.tokenizer, self.rows, self.length, self.seed = tokenizer, rows, length, seed
+        self.docs = corpus.pydocs_tokens("train", tokenizer)
+        self.code = tokenizer(python_sources(sources), add_special_tokens=False)["input_ids"]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, i: int) -> dict[str, list[int]]:
+        dice = random.Random(f"mixture/{self.seed}/{i}")
+        kind = dice.random()
+        if kind < 0.1:
+            words = range(2, len(self.tokenizer))
+            return repeats(dice, words, length=self.length, longest_period=self.length // 2)
+        if kind < 0.45:
+            story = corpus.story(self.seed, "train", i, sentences=max(40, self.length // 6))
+            row = corpus.encode_story(story, self.tokenizer, self.length)
+            return {"input_ids": row["input_ids"], "labels": row["labels"]}
+        return corpus.document_row(self.docs if kind < 0.7 else self.code, dice, self.length)
+
+
+def python_sources(characters: int) -> str:
+    """The standard library's sources in a fixed order, up to so many characters; their docstrings are partly in pydocs."""
+    parts, total = [], 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if total < characters and "site-packages" not in path.parts and "test" not in path.parts:
+            parts.append(path.read_text("utf-8", errors="replace"))
+            total += len(parts[-1])
+    return "\n".join(parts)[:characters]
+
+
+class _Clock(TrainerCallback):
+    """Stops training when its minutes are over; the learning rate follows the clock: warm-up, plateau, decay."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.start = 60 * minutes, None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.start = time.perf_counter()
+
+    def share(self) -> float:
+        return 0.0 if self.start is None else (time.perf_counter() - self.start) / self.seconds
+
+    def learning_rate(self, step: int) -> float:
+        warmed_up = min(1.0, (step + 1) / 50)
+        return warmed_up * max(0.02, min(1.0, (1 - self.share()) / 0.25))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_training_stop = self.share() >= 1
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    *,
+    minutes: float,
+    length: int = 512,
+    batch_size: int = 64,
+    learning_rate: float = 6e-4,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train a model from scratch for so many minutes, save it, and say what was done (tokens, seconds, loss curve)."""
+    set_seed(seed)
+    output_dir, clock = Path(output_dir), _Clock(minutes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.learning_rate)
+    gpu = torch.cuda.is_available()
+    args = TrainingArguments(
+        output_dir=str(output_dir / "checkpoints"),
+        max_steps=10**6,  # the clock ends it
+        per_device_train_batch_size=batch_size,
+        train_sampling_strategy="sequential",
+        bf16=gpu,
+        use_cpu=not gpu,
+        dataloader_num_workers=8 if gpu else 0,
+        logging_steps=20,
+        save_strategy="no",
+        seed=seed,
+        include_num_input_tokens_seen="all",
+        report_to=[],
+    )
+    rows = Mixture(tokenizer, args.max_steps * batch_size, length, seed)
+    collator = corpus.Collator(tokenizer.pad_token_id)
+    trainer = Trainer(
+        model, args, train_dataset=rows, data_collator=collator, callbacks=[clock], optimizers=(optimizer, schedule)
+    )
+    trainer.train()
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    history = [(row["step"], float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
+    tokens = int(trainer.state.num_input_tokens_seen)
+    return {
+        "minutes": minutes,
+        "tokens": tokens,
+        "tokens_per_second": tokens / (60 * minutes),
+        "losses": history,
+        "length": length,
+        "batch_size": batch_size,
+        "parameters": model.num_parameters(),
+    }
+
+
+def walk(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    output_dir: str | Path,
+    *,
+    recipe: Recipe,
+    held_out: HeldOut,
+    contexts: Sequence[int] = (1024, 2048, 4096, 8192, 16384, 32768),
+    about: dict[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Teacher, linearized, recovered: loss, recall by distance, branch ablation, tokens a second, peak memory, decoding.
+
+    Args:
+        dataset: rows to recover on. settings: the arguments of `linearize`. about: how the teacher came to be.
+        contexts: lengths at which the teacher and the linearized model decode.
+    Writes:
+        ``walk.json`` into `output_dir`, and the recovered model into ``model/``.
+    """
+    output_dir = Path(output_dir)
+    window = settings.get("window", 64)
+    result: dict[str, Any] = {"about": about or {}, "parameters": teacher.num_parameters(), "linearize": settings}
+    result["teacher"] = evaluate(teacher, held_out, window=window).to_dict()
+    result["decode_teacher"] = decode(teacher, contexts, tokens=32)
+    model = linearize(teacher, **settings)
+    result["decode_linearized"] = decode(model, contexts, tokens=32)
+    result["linearized"] = {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    recovery = recover(model, dataset, output_dir=output_dir / "recovery", recipe=recipe)
+    result["recovery"] = recovery.to_dict() | {"tokens_per_second": recovery.tokens / max(recovery.seconds, 1e-9)}
+    if torch.cuda.is_available():
+        result["recovery"]["peak_bytes"] = torch.cuda.max_memory_allocated()
+    result["recovered"] = {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
+    result["provenance"] = provenance()
+    model.save_pretrained(output_dir / "model")
+    tokenizer.save_pretrained(output_dir / "model")
+    write_atomically(output_dir / "walk.json", json.dumps(result, indent=1))
+    return result
