@@ -24,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return COMMANDS[options.command][1](options) or 0
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # what the functions say about bad input
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+    ) as error:  # what the functions say about bad input
         print(f"liger_mini {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -165,6 +171,35 @@ def evaluate(options: argparse.Namespace) -> None:
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
 
 
+def _describe_harness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
+    parser.add_argument(
+        "--tasks", default="tinyworld", help="names the harness knows, with commas; tinyworld is offline"
+    )
+    parser.add_argument(
+        "--num-fewshot", type=int, default=None, help="examples before each question (the paper: MMLU 5)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="questions at a time")
+    parser.add_argument("--limit", type=int, default=None, help="questions a task, for a quick look")
+    _output("runs/harness.json")(parser)
+
+
+def harness(options: argparse.Namespace) -> None:
+    """lm-evaluation-harness on a model, linearized or not; writes JSON"""
+    from liger_mini.convert import open_model, open_tokenizer
+    from liger_mini.harness import harness as run
+    from liger_mini.paths import write_atomically
+    from liger_mini.provenance import provenance
+
+    tokenizer, model = open_tokenizer(options.model), open_model(options.model).eval()
+    how = {"num_fewshot": options.num_fewshot, "batch_size": options.batch_size, "limit": options.limit}
+    scores = run(model, tokenizer, options.tasks.split(","), **how)
+    for task, numbers in scores.items():
+        print(f"{task}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    result = {"model": options.model, **how, "scores": scores, "provenance": provenance()}
+    write_atomically(Path(options.output), json.dumps(result, indent=1))
+
+
 def _describe_walk(parser: argparse.ArgumentParser) -> None:
     from liger_mini.recover import RECIPES
 
@@ -248,6 +283,7 @@ COMMANDS = {
     "convert": (_describe_convert, convert),
     "recover": (_describe_recover, recover),
     "evaluate": (_describe_evaluate, evaluate),
+    "harness": (_describe_harness, harness),
     "walk": (_describe_walk, walk),
     "equivalence": (_output("runs/equivalence.json"), equivalence),
     "benchmark": (_output("runs/benchmark.json"), benchmark),

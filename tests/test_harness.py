@@ -1,0 +1,28 @@
+"""lm-evaluation-harness on our models, offline, on a task over tinyworld."""
+
+import pytest
+
+import liger_mini as lm
+from liger_mini.demo import load_teacher
+from liger_mini.harness import harness, tinyworld_documents
+
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install -e '.[dev]')")
+
+
+def test_the_task_ends_each_story_where_the_answer_goes():
+    rows = tinyworld_documents(20)["test"]
+    assert len(rows) == 20
+    for row in rows:
+        assert row["text"].split()[-1] in ("in", "a")
+        assert len(set(row["choices"])) == 24
+        assert 0 <= row["label"] < 24
+
+
+@pytest.mark.slow
+def test_the_harness_tells_a_teacher_from_an_unrecovered_model():
+    teacher, tokenizer = load_teacher()
+    score = harness(teacher, tokenizer, ["tinyworld"], limit=24)["tinyworld"]["acc,none"]
+    assert score >= 0.8
+    linearized = lm.linearize(teacher, window=16)
+    broken = harness(linearized, tokenizer, ["tinyworld"], limit=24)["tinyworld"]["acc,none"]
+    assert broken < score - 0.4
