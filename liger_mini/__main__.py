@@ -171,6 +171,20 @@ def evaluate(options: argparse.Namespace) -> None:
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
 
 
+def _describe_ablation(parser: argparse.ArgumentParser) -> None:
+    _output_dir("runs/ablation")(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant once a seed")
+    parser.add_argument("--variants", nargs="+", default=None, help="some of them; all by default")
+    parser.add_argument("--steps", type=int, default=None, help="of each recovery; None: the quick recipe's")
+
+
+def ablation(options: argparse.Namespace) -> None:
+    """the paper's Table 6 and every structure on the embedded teacher, over seeds; resumes"""
+    from liger_mini.ablation import VARIANTS, run
+
+    run(options.output_dir, seeds=options.seeds, variants=options.variants or VARIANTS, steps=options.steps)
+
+
 def _describe_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
     parser.add_argument(
@@ -283,6 +297,7 @@ COMMANDS = {
     "convert": (_describe_convert, convert),
     "recover": (_describe_recover, recover),
     "evaluate": (_describe_evaluate, evaluate),
+    "ablation": (_describe_ablation, ablation),
     "harness": (_describe_harness, harness),
     "walk": (_describe_walk, walk),
     "equivalence": (_output("runs/equivalence.json"), equivalence),

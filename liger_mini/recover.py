@@ -98,6 +98,7 @@ def recover(
     *,
     output_dir: str | Path,
     recipe: Recipe = Recipe(),
+    train_in_full: Sequence[str] = (),
     save_every: int = 100,
     log_every: int = 10,
 ) -> Recovery:
@@ -111,6 +112,7 @@ def recover(
         dataset: rows of `input_ids` and `labels` (-100 = not scored), lists of equal length.
         output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
             ``adapter/`` (the PEFT adapter) and ``result.json``; ``transfer/`` the same of attention transfer.
+        train_in_full: names of modules that are trained besides LoRA; a linearized model has none that need it.
     Raises:
         FileExistsError: `output_dir` holds another run (or something else).
         ValueError: an empty dataset, or one without the needed columns.
@@ -126,7 +128,13 @@ def recover(
     use_cache, model.config.use_cache = model.config.use_cache, False
     peft_model = get_peft_model(
         model,
-        LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            target_modules=LORA_TARGETS,
+            modules_to_save=list(train_in_full) or None,
+            task_type="CAUSAL_LM",
+        ),
     )
     trained, total = peft_model.get_nb_trainable_parameters()
     if recipe.transfer_steps:

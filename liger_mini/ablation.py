@@ -1,0 +1,179 @@
+"""What does each part contribute? The paper's Table 6 on the embedded teacher, its Table 5, and the rest of Table 1.
+
+Every variant is linearized, recovered with the same recipe and data, and measured with its branch ablation, for several
+seeds. A finished (variant, seed) is a file of its own, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from liger_mini.attention import LigerAttention, liger_layers
+from liger_mini.convert import linearize
+from liger_mini.corpus import World
+from liger_mini.demo import WINDOW, load_teacher
+from liger_mini.evaluate import HeldOut, branch_ablation, evaluate
+from liger_mini.paths import write_atomically
+from liger_mini.provenance import provenance
+from liger_mini.recover import RECIPES, Recipe, recover
+from liger_mini.structures import GLA
+
+
+class RandomGate(LigerAttention):
+    """Table 6, "random gate projection": the gate reads a projection of its own, drawn at random and trained in full."""
+
+    def projections(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.alpha_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, H_kv, K]
+        self.structure = _GivenGate(self.structure.temper, logits)
+        return super().projections(hidden_states)
+
+
+@dataclass(frozen=True)
+class _GivenGate(GLA):
+    logits: Tensor | None = None
+
+    def log_gate(self, k: Tensor) -> Tensor:
+        return super().log_gate(self.logits)
+
+
+class LearnedFeatures(LigerAttention):
+    """Table 6, "learned feature map": φ(x) = softmax(W x), one W for queries and one for keys, trained in full."""
+
+    def recurrence(self, q, k, v, *rest) -> Tensor:
+        self.structure = _GivenFeatures(self.structure.temper, k)
+        return super().recurrence(self.q_features(q), self.k_features(k), v, *rest)
+
+
+@dataclass(frozen=True)
+class _GivenFeatures(GLA):
+    key: Tensor | None = None  # the gate goes on reading the key, not its features; [B, H_kv, T, K]
+
+    def log_gate(self, k: Tensor) -> Tensor:
+        return super().log_gate(self.key.transpose(1, 2))
+
+
+def random_gate(model: PreTrainedModel) -> None:
+    for layer in liger_layers(model):
+        layer.__class__ = RandomGate
+        layer.alpha_proj = nn.Linear(layer.k_proj.in_features, layer.k_proj.out_features, bias=False)
+
+
+def learned_features(model: PreTrainedModel) -> None:
+    for layer in liger_layers(model):
+        layer.__class__ = LearnedFeatures
+        layer.q_features, layer.k_features = (nn.Linear(layer.head_dim, layer.head_dim, bias=False) for _ in "qk")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the table: how to linearize, what to change after that, what to train besides LoRA, how long."""
+
+    linearize: dict[str, Any] = dataclasses.field(default_factory=dict)
+    change: Callable[[PreTrainedModel], None] | None = None
+    train_in_full: tuple[str, ...] = ()
+    lora: bool = True
+
+
+VARIANTS: dict[str, Variant] = {
+    "full": Variant(),
+    "random gate projection": Variant(change=random_gate, train_in_full=("alpha_proj",)),
+    "learned feature map": Variant(change=learned_features, train_in_full=("q_features", "k_features")),
+    "no gate": Variant({"structure": "linear"}),
+    "no LoRA": Variant(lora=False),
+    "no window": Variant({"mix": 1.0}),
+    "no recurrence": Variant({"mix": 0.0}),
+    **{
+        structure: Variant({"structure": structure})
+        for structure in ("gsa", "hgrn2", "rwkv6", "mamba2", "gated_retention", "mlstm", "lightning", "lightnet")
+    },
+}
+PAPER_PERPLEXITY = {  # Table 6: Llama-3-8B, validation perplexity on cleaned Alpaca
+    "full": 2.96,
+    "random gate projection": 3.16,
+    "learned feature map": 9.04,
+    "no gate": 3.00,
+    "no LoRA": 3.23,
+    "no window": 3.75,
+    "no recurrence": 3.01,
+}
+
+
+def run_one(variant: Variant, recipe: Recipe, held_out: HeldOut, output_dir: Path) -> dict[str, Any]:
+    """Linearize, recover, measure: one variant, one seed."""
+    model, tokenizer = load_teacher()
+    torch.manual_seed(recipe.seed)  # of what is drawn at random before recovery draws LoRA
+    linearize(model, **{"structure": "gla", "window": WINDOW, **variant.linearize})
+    if variant.change:
+        variant.change(model)
+    if variant.lora:
+        rows = World(tokenizer, recipe.steps * recipe.batch_size, seed=recipe.seed)
+        recover(model, rows, output_dir=output_dir, recipe=recipe, train_in_full=variant.train_in_full)
+    return {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
+
+
+def run(
+    output_dir: str | Path = "runs/ablation",
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Iterable[str] = tuple(VARIANTS),
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """The table; writes ``ablation.json`` into `output_dir`.
+
+    Args:
+        seeds: of LoRA, the data and what a variant draws at random; the held-out rows stay the same.
+        steps: of each recovery; None takes the quick recipe's.
+    Raises:
+        ValueError: an unknown variant.
+    """
+    output_dir, recipe = Path(output_dir), RECIPES["quick"]
+    recipe = dataclasses.replace(recipe, steps=steps or recipe.steps)
+    variants = list(variants)
+    if unknown := set(variants) - set(VARIANTS):
+        raise ValueError(f"unknown variants {sorted(unknown)}: allowed are {', '.join(map(repr, VARIANTS))}")
+    teacher, tokenizer = load_teacher()
+    held_out = HeldOut(tokenizer)
+    result: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "seeds": list(seeds), "window": WINDOW}
+    result["teacher"] = evaluate(teacher, held_out, window=WINDOW).to_dict()
+    result["variants"] = {}
+    for name in variants:
+        runs = []
+        for seed in seeds:
+            path = output_dir / f"{name.replace(' ', '-')}-{recipe.steps}-{seed}.json"
+            if not path.is_file():
+                folder = output_dir / path.stem
+                report = run_one(VARIANTS[name], dataclasses.replace(recipe, seed=seed), held_out, folder)
+                write_atomically(path, json.dumps(report, indent=1))
+            runs.append(json.loads(path.read_text()))
+        result["variants"][name] = {"summary": summary(runs), "runs": runs}
+        print(
+            f"{name:24}"
+            + "".join(f"  {k} {m:.3f} ± {s:.3f}" for k, (m, s) in result["variants"][name]["summary"].items())
+        )
+    result["provenance"] = provenance()
+    write_atomically(output_dir / "ablation.json", json.dumps(result, indent=1))
+    return result
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over seeds (0 of a single one) of what the table shows."""
+
+    def over_seeds(values: list[float]) -> tuple[float, float]:
+        return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    return {
+        "perplexity": over_seeds([run["both"]["perplexity"] for run in runs]),
+        "inside": over_seeds([run["both"]["recall_inside"] for run in runs]),
+        "outside": over_seeds([run["both"]["recall_outside"] for run in runs]),
+        "outside, window only": over_seeds([run["window only"]["recall_outside"] for run in runs]),
+    }
