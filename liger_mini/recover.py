@@ -116,6 +116,7 @@ def recover(
     Raises:
         FileExistsError: `output_dir` holds another run (or something else).
         ValueError: an empty dataset, or one without the needed columns.
+        OSError: a checkpoint could not be written; the last complete one is kept.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
     """
     output_dir = Path(output_dir)
@@ -194,7 +195,14 @@ def _train(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_ProgressBar)
-    trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
+    try:
+        trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
+    except OSError as error:  # disk full, folder gone or read-only
+        last = _last_complete_checkpoint(output_dir / "checkpoints") or "none yet"
+        raise OSError(
+            f"the run in {output_dir} stopped at step {trainer.state.global_step}, because it could not write ({error}); "
+            f"last complete checkpoint: {last}. Make room, or the folder writable, and run the same again: it goes on there"
+        ) from error
     return log
 
 

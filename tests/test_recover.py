@@ -1,6 +1,7 @@
 """Recovery: LoRA where it belongs, a run that resumes to the same losses, and errors before work is lost."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Trainer
 
 import liger_mini as lm
 from liger_mini.attention import liger_layers
@@ -239,6 +241,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     model.model.norm.weight.data.fill_(float("nan"))  # behind the gates, which refuse NaN themselves
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, log_every=1)
+
+
+def test_a_full_disk_is_explained_and_the_run_goes_on_from_the_last_checkpoint(tiny, tmp_path, monkeypatch):
+    def run(name):
+        torch.manual_seed(0)
+        model, folder = lm.linearize(tiny(), window=4), tmp_path / name
+        return lm.recover(model, Rows(), output_dir=folder, recipe=RECIPE, save_every=2, log_every=1)
+
+    save = Trainer._save_checkpoint
+
+    def no_room(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", no_room)
+        with pytest.raises(OSError, match=r"stopped at step 4.*No space left.*checkpoint-2\..*run the same again"):
+            run("filled")
+    assert run("filled").losses == run("whole").losses
 
 
 def test_recovering_twice_into_one_folder_returns_the_same(tiny, tmp_path):
