@@ -153,10 +153,15 @@ def recover(
     trainer_class = (
         functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
     )
-    log = _train(trainer_class, peft_model, dataset, output_dir, recipe, recipe.steps, save_every, log_every, callbacks)
-    if processes.is_main_process:
-        peft_model.save_pretrained(output_dir / "adapter")
-    peft_model.merge_and_unload()
+    trainer, log = _train(
+        trainer_class, peft_model, dataset, output_dir, recipe, recipe.steps, save_every, log_every, callbacks
+    )
+    if trainer.is_fsdp_enabled:  # weights in pieces: gather the adapter, and leave merging to a single process
+        trainer.save_model(str(output_dir / "adapter"))
+    else:
+        if processes.is_main_process:
+            peft_model.save_pretrained(output_dir / "adapter")
+        peft_model.merge_and_unload()
     model.config.use_cache = use_cache
     result = Recovery(
         recipe=recipe,
@@ -181,7 +186,7 @@ def _train(
     save_every: int,
     log_every: int,
     callbacks: Sequence[TrainerCallback] = (),
-) -> _MetricsLog:
+) -> tuple[Trainer, _MetricsLog]:
     """One stage, from its last complete checkpoint if it has one."""
     log = _MetricsLog(output_dir / "metrics.jsonl")
     trainer = trainer_class(
@@ -203,7 +208,7 @@ def _train(
             f"the run in {output_dir} stopped at step {trainer.state.global_step}, because it could not write ({error}); "
             f"last complete checkpoint: {last}. Make room, or the folder writable, and run the same again: it goes on there"
         ) from error
-    return log
+    return trainer, log
 
 
 def _training_arguments(
