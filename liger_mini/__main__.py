@@ -113,6 +113,8 @@ def _describe_recover(parser: argparse.ArgumentParser) -> None:
 
 def recover(options: argparse.Namespace) -> None:
     """LoRA recovery of a linearized model; the same command resumes after an interruption"""
+    from accelerate import PartialState
+
     from liger_mini.convert import LigerModel, linearize, model_card, open_model, open_tokenizer
     from liger_mini.paths import write_atomically
     from liger_mini.recover import RECIPES, Recipe
@@ -127,6 +129,11 @@ def recover(options: argparse.Namespace) -> None:
     dataset = _rows(options.data, tokenizer, options.length, recipe)
     output_dir = Path(options.output_dir)
     result = run(model, dataset, output_dir=output_dir, recipe=recipe)
+    if not PartialState().is_main_process:  # torchrun: the others have the same
+        return
+    if not result.merged:
+        print(f"{output_dir / 'adapter'}: saved, not merged; see data/accelerate/fsdp-8b.yaml")
+        return
     model.save_pretrained(output_dir / "model")
     tokenizer.save_pretrained(output_dir / "model")
     recovery = f"LoRA of rank {recipe.rank}, {result.tokens:,} tokens of {options.data}"

@@ -79,7 +79,12 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Recovery:
-    """What `recover` measured. `losses` are (step, mean training loss since the last entry)."""
+    """What `recover` measured.
+
+    Attributes:
+        losses: (step, mean training loss since the last entry).
+        merged: whether the adapter is in the model's weights now; FSDP leaves that to a single process.
+    """
 
     recipe: Recipe
     losses: list[tuple[int, float]]
@@ -87,6 +92,7 @@ class Recovery:
     tokens: int
     parameters: int
     parameters_trained: int
+    merged: bool = True
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -170,6 +176,7 @@ def recover(
         tokens=log.rows[-1]["tokens"] if log.rows else 0,
         parameters=total - trained,
         parameters_trained=trained,
+        merged=not trainer.is_fsdp_enabled,
     )
     if processes.is_main_process:
         write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
