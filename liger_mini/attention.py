@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticCache
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -114,16 +114,48 @@ def keep_padding_mask(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tupl
     Liger Attention needs none of them, only to know which tokens are padding.
 
     Raises:
-        ValueError: a mask that is not [B, T].
+        ValueError: a mask that is not [B, T], or a cache that cannot serve this model.
     """
-    mask = kwargs.get("attention_mask")
-    mask = mask.get("full_attention") if isinstance(mask, dict) else mask
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if isinstance(mask, dict):  # generate made one mask for each layer type; what holds padding is the 2D one
+        masks = [x for x in mask.values() if x is not None]
+        mask = min(masks, key=lambda x: x.ndim) if masks else None
     if mask is not None and mask.ndim != 2:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}; a linearized model takes [B, T]: 1 for a token, 0 for padding"
         )
+    if isinstance(cache, StaticCache) and "full_attention" in model.config.layer_types:
+        raise ValueError(
+            "a model with softmax_every cannot decode with a StaticCache; use DynamicCache(config=model.config)"
+        )
+    if cache is not None and len(cache.layers) != model.config.num_hidden_layers:
+        raise ValueError(
+            f"the cache has {len(cache.layers)} layers, the model {model.config.num_hidden_layers}: a linearized model's "
+            "cache is made from its config, DynamicCache(config=model.config)"
+        )
+    if kwargs.get("cu_seq_lens_q") is None and mask is None and cache is None:
+        kwargs = {**kwargs, "cu_seq_lens_q": documents_in(kwargs.get("position_ids"))}
     types = dict.fromkeys(model.config.layer_types) if hasattr(model, "has_sliding_layers") else None
     return args, {**kwargs, "attention_mask": types, "padding_mask": mask}
+
+
+def documents_in(position_ids: Tensor | None) -> Tensor | None:
+    """cu_seqlens of a row whose positions start again, as transformers reads packed rows; None if they do not.
+
+    Raises:
+        ValueError: several rows, one of which starts again.
+    """
+    if position_ids is None or torch.compiler.is_compiling():
+        return None
+    starts = (position_ids[:, 1:] <= position_ids[:, :-1]).nonzero()
+    if not len(starts):
+        return None
+    if len(position_ids) > 1:
+        raise ValueError(
+            f"position_ids start again inside one of {len(position_ids)} rows; documents are packed into a single row"
+        )
+    ends = starts.new_tensor([0, position_ids.shape[1]])
+    return torch.cat([ends[:1], starts[:, 1] + 1, ends[1:]])
 
 
 def no_mask(*args, **kwargs) -> None:

@@ -46,6 +46,14 @@ class LigerModel:
         super().__init__(config, *args, **kwargs)
         _swap_attention(self)
 
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        if attn_implementation != IMPLEMENTATION:
+            raise ValueError(
+                f"attn_implementation = {attn_implementation!r}: a linearized model has only {IMPLEMENTATION!r}, also in "
+                "the blocks it keeps as softmax attention; another would lose the padding"
+            )
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
 
 class LigerLlamaConfig(LlamaConfig):
     model_type = "liger_llama"
@@ -309,12 +317,10 @@ def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
 
 
 def _check_settings(structure: str, window: int, mix: float, temper: float | None, softmax_every: int | None) -> None:
-    if temper is not None and not 0 < temper < float("inf"):
-        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
     get_structure(structure, temper)
-    if not isinstance(window, int) or window < 1:
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ValueError(f"window = {window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
-    if not 0 <= mix <= 1:
+    if not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
         raise ValueError(f"mix = {mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
-    if softmax_every is not None and (not isinstance(softmax_every, int) or softmax_every < 1):
+    if softmax_every is not None and (type(softmax_every) is not int or softmax_every < 1):
         raise ValueError(f"softmax_every = {softmax_every!r}: allowed are whole numbers ≥ 1, or None")

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from liger_mini import gates
 from liger_mini.recurrences import gated_recurrence, slot_recurrence
+from liger_mini.recurrences.checks import check_state, document_ends
 
 
 def softmax_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
@@ -101,6 +103,8 @@ def hide(mask: Tensor | None, x: Tensor, value: float = 0.0) -> Tensor:
     """x [B, T, ...] with `value` where the mask [B, T] is 0."""
     if mask is None:
         return x
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; with these inputs it must be {tuple(x.shape[:2])}")
     return x.masked_fill(~mask.bool().reshape(*mask.shape, *[1] * (x.ndim - 2)), value)
 
 
@@ -127,7 +131,7 @@ class GatedRetention(Structure):
     temper: float = 1.0
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(gates.pool(k, 1).squeeze(-1), self.temper)
+        return gates.sigmoid_gate(gates.pool(gates.wide(k), 1).squeeze(-1), self.temper)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Mamba2(Structure):
     temper: float = 1.0
 
     def log_gate(self, k):
-        return gates.softplus_gate(gates.pool(k, 1).squeeze(-1), self.temper)
+        return gates.softplus_gate(gates.pool(gates.wide(k), 1).squeeze(-1), self.temper)
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,10 @@ class HGRN2(Structure):
     temper: float = 1.0
     lower_bound: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lower_bound < 1:
+            raise ValueError(f"lower_bound = {self.lower_bound}: allowed are numbers from 0 up to, not including, 1")
+
     def log_gate(self, k):
         return gates.sigmoid_gate(k, self.temper, self.lower_bound)
 
@@ -206,19 +214,29 @@ class LightNet(Structure):
     def write(self, k, log_gate):
         return -log_gate.expm1().to(k.dtype)
 
+    def inputs(self, q, k, v, mask=None):
+        q, w, v, log_gate = super().inputs(q, hide(mask, gates.wide(k), gates.NOTHING), v, mask)  # padding adds nothing
+        return q, w.to(q.dtype), v, log_gate
+
     def running(self, k: Tensor, log1p_z: Tensor | None) -> tuple[Tensor, Tensor]:
-        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K]."""
+        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K] (exact for keys down to -90)."""
         if log1p_z is None:
             log1p_z = k.new_zeros(k.shape[0], *k.shape[2:])
-        log_z = (log1p_z + (-torch.expm1(-log1p_z)).log()).clamp(min=gates.NOTHING).unsqueeze(1)
-        log_z = torch.cat([log_z, k], dim=1).logcumsumexp(1)
+        some = log1p_z > 0
+        log_z = log1p_z + (-torch.expm1(-log1p_z.where(some, 1))).log()
+        log_z = torch.cat([log_z.where(some, gates.NOTHING).unsqueeze(1), k], dim=1).logcumsumexp(1)
         return F.logsigmoid(log_z[:, :-1] - k), F.softplus(log_z[:, -1])
 
     def __call__(self, q, k, v, state=None, backend="auto", *, mask=None, cu_seqlens=None):
-        S, log1p_z = state or (None, None)
-        seen = hide(mask, gates.wide(k), gates.NOTHING)  # padding adds nothing to z
-        lengths = [k.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
-        starts = [None] * len(lengths) if log1p_z is None else log1p_z.split(1 if len(lengths) > 1 else len(log1p_z))
+        lengths = [k.shape[1]]
+        if cu_seqlens is not None:
+            lengths = [b - a for a, b in itertools.pairwise(document_ends(cu_seqlens, *k.shape[:2]))]
+        N = len(k) if cu_seqlens is None else len(lengths)
+        S, log1p_z = (None, None) if state is None else state
+        if log1p_z is not None:
+            check_state("state[1], log(1 + z),", log1p_z, (N, *k.shape[2:]), q)
+        starts = [None] * len(lengths) if log1p_z is None else log1p_z.split(1 if cu_seqlens is not None else N)
+        seen = hide(mask, gates.wide(k), gates.NOTHING)
         documents = [self.running(document, start) for document, start in zip(seen.split(lengths, dim=1), starts)]
         log_gate, log1p_z = torch.cat([g for g, _ in documents], dim=1), torch.cat([z for _, z in documents])
         inputs = softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
@@ -241,7 +259,9 @@ class GSA(Structure):
     states: ClassVar[int] = 2
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(gates.pool(k, self.slots or k.shape[-1]), self.temper)
+        return gates.sigmoid_gate(
+            gates.pool(gates.wide(k), k.shape[-1] if self.slots is None else self.slots), self.temper
+        )
 
     def inputs(self, q, k, v, mask=None):
         log_gate = self.log_gate(k)
@@ -272,13 +292,15 @@ def get_structure(name: str, temper: float | None = None) -> Structure:
     """`structures[name]`, with another temper if one is given.
 
     Raises:
-        ValueError: no structure of that name, or a temper for one whose gate has none.
+        ValueError: no structure of that name, a temper that is not positive, or one for a gate that has none.
     """
     if name not in structures:
         raise ValueError(f"unknown structure {name!r}: allowed are {', '.join(map(repr, structures))}")
     structure = structures[name]
     if temper is None:
         return structure
+    if not isinstance(temper, (int, float)) or isinstance(temper, bool) or not 0 < temper < float("inf"):
+        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
     if structure.temper is None:
         tempered = ", ".join(repr(other) for other, s in structures.items() if s.temper is not None)
         raise ValueError(f"structure {name!r} has no temper: leave temper out, or choose one of {tempered}")

@@ -206,3 +206,41 @@ def test_default_tempers_are_what_the_docstrings_say():
     assert {n: s.temper for n, s in lm.structures.items() if s.temper is not None} == {
         "gla": 16, "hgrn2": 1, "rwkv6": math.log(2), "mamba2": 1, "gated_retention": 1, "mlstm": 1, "gsa": 16,
     }  # fmt: skip
+
+
+def test_masks_and_states_of_the_wrong_shape_are_refused():
+    q, k, v = projections()
+    with pytest.raises(ValueError, match=r"mask has shape \(1, 1\); .* must be \(2, 50\)"):
+        lm.structures["gla"](q, k, v, mask=torch.zeros(1, 1))
+    _, (S, log1p_z) = lm.structures["lightnet"](q, k, v)
+    with pytest.raises(ValueError, match=r"log\(1 \+ z\), has shape \(1, 2, 16\)"):
+        lm.structures["lightnet"](q, k, v, (S, log1p_z[:1]))
+    with pytest.raises(TypeError, match="initial_state is a tuple"):
+        lm.structures["gla"](q, k, v, (S,))
+    with pytest.raises(TypeError, match="cu_seqlens is a list"):
+        lm.structures["lightnet"](q[:1], k[:1], v[:1], cu_seqlens=[0, 50])
+
+
+@pytest.mark.parametrize("temper", [0, -1, math.inf, "3", True])
+def test_tempers_are_positive_numbers(temper):
+    with pytest.raises(ValueError, match="allowed are numbers > 0"):
+        get_structure("rwkv6", temper)
+
+
+def test_bounds_and_slots_outside_their_range_are_refused():
+    from liger_mini.structures import GSA, HGRN2
+
+    for bound in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="lower_bound"):
+            HGRN2(lower_bound=bound)
+    with pytest.raises(ValueError, match="16 channels to 0"):
+        GSA(slots=0)(*projections())
+
+
+def test_lightnet_inputs_count_no_padding_and_a_zero_state_has_a_gradient():
+    q, k, v = projections(B=1, T=6)
+    mask, lightnet = torch.tensor([[0, 0, 0, 1, 1, 1]]), lm.structures["lightnet"]
+    close(lightnet.run(lightnet.inputs(q, k, v, mask))[0], lightnet(q, k, v, mask=mask)[0])
+    zero = torch.zeros(1, 2, 16, dtype=torch.float64, requires_grad=True)
+    o, _ = lightnet(q, k, v, (torch.zeros(1, 2, 16, 12, dtype=torch.float64), zero))
+    assert torch.autograd.grad(o.sum(), zero)[0].isfinite().all()

@@ -57,6 +57,8 @@ def check_gate(log_gate: Tensor, backend: str) -> None:
 
 
 def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
+    if not isinstance(state, Tensor):
+        raise TypeError(f"{name} is a {type(state).__name__}; it must be a float32 tensor of shape {shape}")
     if state.shape != shape:
         raise ValueError(f"{name} has shape {tuple(state.shape)}; here it must be {shape}")
     if state.dtype not in (torch.float32, torch.float64):
@@ -67,6 +69,8 @@ def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> 
 
 def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
     """cu_seqlens as a list [0, …, T] that never falls; a document may be empty."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of whole numbers [N+1]")
     if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
         raise ValueError(
             f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; allowed are whole numbers [N+1]"
