@@ -76,7 +76,7 @@ def learned_features(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: how to linearize, what to change after that, what to train besides LoRA, how long."""
+    """One line of the table: how to linearize, what to change after that, what to train besides LoRA, whether to recover."""
 
     linearize: dict[str, Any] = dataclasses.field(default_factory=dict)
     change: Callable[[PreTrainedModel], None] | None = None
@@ -145,6 +145,7 @@ def run(
     held_out = HeldOut(tokenizer)
     result: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "seeds": list(seeds), "window": WINDOW}
     result["teacher"] = evaluate(teacher, held_out, window=WINDOW).to_dict()
+    result["paper_perplexity"] = PAPER_PERPLEXITY  # another model and corpus: the order of the lines may be compared
     result["variants"] = {}
     for name in variants:
         runs = []

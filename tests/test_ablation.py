@@ -78,6 +78,7 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was(monkeypatch, tmp_p
     written = json.loads((tmp_path / "ablation.json").read_text())
     assert list(written["variants"]) == chosen
     assert len(written["variants"]["full"]["runs"]) == 2
+    assert written["paper_perplexity"]["full"] == 2.96
     monkeypatch.setattr(ablation, "run_one", lambda *args: pytest.fail("a finished run was repeated"))
     assert ablation.run(tmp_path, seeds=(0, 1), variants=chosen, steps=2)["variants"] == first["variants"]
 
