@@ -27,6 +27,7 @@ from liger_mini.paths import data_dir, write_atomically
 from liger_mini.provenance import provenance
 from liger_mini.recover import RECIPES, Recipe, Recovery, recover
 from liger_mini.teaching import figures
+from liger_mini.teaching.tables import Table
 
 WINDOW = 16  # with 4 layers the stacked windows reach 60 of the teacher's 256 tokens of context
 
@@ -112,7 +113,7 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     page = as_page(teacher_report, journeys, result["provenance"], seconds)
     write_atomically(output_dir / "report.html", page)
     write_atomically(output_dir / "result.json", json.dumps(result, indent=1))
-    print("\n" + as_text(measurements(teacher_report, journeys)) + "\n\n" + as_text(ablations(journeys)))
+    print(f"\n{measurements(teacher_report, journeys)}\n\n{ablations(journeys)}")
     print(f"\nReport: {output_dir / 'report.html'}  (numbers: result.json; {seconds:.0f} s in all)")
     print("Next: `make lab` opens the course at notebook 00, where you take the same steps by hand.")
     return result
@@ -150,9 +151,6 @@ def gap_closed(teacher: Report, journey: Journey) -> float:
     return (journey.before["both"].loss - journey.after["both"].loss) / lost
 
 
-Table = list[list[str]]  # the first row is the head
-
-
 def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
     head = [
         "model",
@@ -172,12 +170,12 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
         return [name, f"{report.loss:.3f}", f"{report.perplexity:.2f}", *recalls, *rest]
 
     some = next(iter(journeys.values())).recovery
-    table = [head, row("teacher", teacher, "", "", f"{some.parameters:,}", "")]
+    rows = [row("teacher", teacher, "", "", f"{some.parameters:,}", "")]
     for journey in journeys.values():
         tau, recovery = f"half-life {journey.plan.temper:g}", journey.recovery
-        table.append(row(f"linearized, {tau}", journey.before["both"], "0 %", "", f"{recovery.parameters:,}", "0"))
+        rows.append(row(f"linearized, {tau}", journey.before["both"], "0 %", "", f"{recovery.parameters:,}", "0"))
         closed, after = f"{gap_closed(teacher, journey):.0%}".replace("%", " %"), journey.after["both"]
-        table.append(
+        rows.append(
             row(
                 f"recovered, {tau}",
                 after,
@@ -188,7 +186,7 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
             )
         )
     chance = teacher.recall
-    table.append(
+    rows.append(
         [
             "guessing a value of the story",
             "",
@@ -200,39 +198,28 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
             "",
         ]
     )
-    return table
+    return Table(
+        head,
+        rows,
+        f"Held-out loss (nats per token, mean of tinyworld and Python docs) and recall: the answer inside the window "
+        f"({teacher.window} tokens), between, and outside the reach of stacked windows ({teacher.reach} tokens).",
+    )
 
 
 def ablations(journeys: dict[str, Journey]) -> Table:
-    table = [["branches", "loss", "inside", "outside", "loss", "inside", "outside"]]
+    rows = []
     for journey in journeys.values():
-        table.append([f"half-life {journey.plan.temper:g}", "before", "recovery", "", "after", "recovery", ""])
+        rows.append([f"half-life {journey.plan.temper:g}", "before", "recovery", "", "after", "recovery", ""])
         for branch in journey.before:
             cells = [branch]
             for report in (journey.before[branch], journey.after[branch]):
                 cells += [f"{report.loss:.3f}", f"{report.recall_inside:.2f}", f"{report.recall_outside:.2f}"]
-            table.append(cells)
-    return table
-
-
-def as_text(table: Table) -> str:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        for row in table
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def as_html(table: Table, caption: str) -> str:
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table[0])
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(f"<td>{html.escape(c)}</td>" for c in row[1:])
-        + "</tr>"
-        for row in table[1:]
+            rows.append(cells)
+    return Table(
+        ["branches", "loss", "inside", "outside", "loss", "inside", "outside"],
+        rows,
+        "Both branches, each branch alone at full weight, and neither; loss and recall before and after recovery.",
     )
-    return f'<div class="wide" tabindex="0"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def as_page(teacher: Report, journeys: dict[str, Journey], where: dict[str, Any], seconds: float) -> str:
@@ -251,25 +238,12 @@ def as_page(teacher: Report, journeys: dict[str, Journey], where: dict[str, Any]
         figures.recall_by_distance(recovered),
         figures.branch_bars(branches),
     ]
-    blocks = []
-    for i, chart in enumerate(charts):
-        plot = chart.to_html(
-            full_html=False, include_plotlyjs=i == 0, config={"responsive": True, "displayModeBar": False}
-        )
-        words = html.escape(figures.alt_text(chart))
-        blocks.append(f'<figure role="group" aria-label="{words}">{plot}<figcaption>{words}</figcaption></figure>')
+    blocks = [figures.as_html(chart, include_plotlyjs=i == 0) for i, chart in enumerate(charts)]
     machine = ", ".join(f"{name} {value}" for name, value in where.items() if value)
     return PAGE.format(
         summary=html.escape(_summary(teacher, journeys)),
-        measurements=as_html(
-            measurements(teacher, journeys),
-            f"Held-out loss (nats per token, mean of tinyworld and Python docs) and recall: the answer inside the window "
-            f"({teacher.window} tokens), between, and outside the reach of stacked windows ({teacher.reach} tokens).",
-        ),
-        ablations=as_html(
-            ablations(journeys),
-            "Both branches, each branch alone at full weight, and neither; loss and recall before and after recovery.",
-        ),
+        measurements=measurements(teacher, journeys)._repr_html_(),
+        ablations=ablations(journeys)._repr_html_(),
         figures="\n".join(blocks),
         machine=html.escape(f"{machine}. The whole demo took {seconds:.0f} s."),
     )

@@ -1,52 +1,30 @@
-"""Plotly figures of the course: one theme, axis titles with units, and words for who cannot see them.
-
-Colours are Okabe and Ito's, told apart by colour-blind readers; lines also differ in dash and marker and
-bars in pattern, so a figure survives greyscale. Each figure carries its alt text in ``layout.meta["alt"]``.
-"""
+"""Loss, recall and branches: what a recovery is judged by (chapters 00, 08, 09)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
-import plotly.io as pio
 
 from liger_mini.evaluate import Report
-
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
-PATTERNS = ("", "/", "x", ".", "+", "\\", "-")
-
-pio.templates["liger_mini"] = go.layout.Template(
-    layout={
-        "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#1a1a1a"},
-        "colorway": COLOURS,
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
-        "yaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
-        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
-        "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
-    }
-)
+from liger_mini.teaching.figures.theme import bar, described, line, marker, new_figure
 
 
 def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, teacher_loss: float | None = None) -> go.Figure:
     """Training loss against optimizer step, one line a run; dashed, what the teacher scores on such rows."""
-    figure = _figure("Recovery: the loss while LoRA trains", "optimizer step", "training loss (nats per token)")
+    figure = new_figure("Recovery: the loss while LoRA trains", "optimizer step", "training loss (nats per token)")
     for i, (name, points) in enumerate(curves.items()):
         steps, losses = zip(*points)
-        figure.add_scatter(x=steps, y=losses, name=name, mode="lines", line=_line(i + 1))
+        figure.add_scatter(x=steps, y=losses, name=name, mode="lines", line=line(i + 1))
     if teacher_loss is not None:
         figure.add_hline(y=teacher_loss, line_dash="dot", annotation_text="teacher, held out")
     ends = "; ".join(f"{name} from {points[0][1]:.2f} to {points[-1][1]:.2f}" for name, points in curves.items())
-    return _described(figure, f"Line chart of training loss against step: {ends} nats per token.")
+    return described(figure, f"Line chart of training loss against step: {ends} nats per token.")
 
 
 def losses(reports: Mapping[str, Report]) -> go.Figure:
     """Held-out loss of each model on the two corpora."""
-    figure = _figure("Held-out loss: lost, and won back", None, "loss (nats per token)")
+    figure = new_figure("Held-out loss: lost, and won back", None, "loss (nats per token)")
     for i, (corpus, values) in enumerate(
         {
             "tinyworld": [r.loss_tinyworld for r in reports.values()],
@@ -57,18 +35,18 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
             x=list(reports),
             y=values,
             name=corpus,
-            marker=_bar(i + 1),
+            marker=bar(i + 1),
             text=[f"{v:.2f}" for v in values],
             textposition="outside",
         )
     figure.update_layout(barmode="group")
     told = "; ".join(f"{name} {r.loss_tinyworld:.2f} and {r.loss_pydocs:.2f}" for name, r in reports.items())
-    return _described(figure, f"Bars of held-out loss on tinyworld and the Python docs: {told}.")
+    return described(figure, f"Bars of held-out loss on tinyworld and the Python docs: {told}.")
 
 
 def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     """Recall against how far back the answer was told, with the window and its stacked reach marked."""
-    figure = _figure(
+    figure = new_figure(
         "Recall by distance", "answer told at most this many tokens before (bin's upper edge)", "share of answers right"
     )
     for i, (name, report) in enumerate(reports.items()):
@@ -80,8 +58,8 @@ def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
             customdata=[(r.questions, r.chance) for _, r in bins],
             hovertemplate="%{y:.2f} of %{customdata[0]} questions (guessing: %{customdata[1]:.2f})",
             name=name,
-            line=_line(i),
-            marker={"symbol": MARKERS[i % len(MARKERS)], "size": 8},
+            line=line(i),
+            marker=marker(i),
         )
     report = next(iter(reports.values()))
     bins = [(high, r) for high, r in report.recall_by_distance if r.questions >= 20]
@@ -102,21 +80,19 @@ def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     told = "; ".join(
         f"{name} {r.recall_inside:.2f} inside and {r.recall_outside:.2f} outside" for name, r in reports.items()
     )
-    return _described(
-        figure, f"Line chart of recall against distance. Inside the window and outside its reach: {told}."
-    )
+    return described(figure, f"Line chart of recall against distance. Inside the window and outside its reach: {told}.")
 
 
 def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
     """Recall outside the reach and loss, with one branch or both, for each model."""
-    figure = _figure("Which branch carries it?", None, "loss (nats per token)")
+    figure = new_figure("Which branch carries it?", None, "loss (nats per token)")
     for i, (name, reports) in enumerate(ablations.items()):
         values = [r.loss for r in reports.values()]
         figure.add_bar(
             x=list(reports),
             y=values,
             name=name,
-            marker=_bar(i + 1),
+            marker=bar(i + 1),
             text=[f"{v:.2f}" for v in values],
             textposition="outside",
             customdata=[(r.recall_inside, r.recall_outside) for r in reports.values()],
@@ -127,31 +103,4 @@ def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
         f"{name}: " + ", ".join(f"{branch} {r.loss:.2f}" for branch, r in reports.items())
         for name, reports in ablations.items()
     )
-    return _described(figure, f"Bars of held-out loss with both branches, one, or neither. {told}.")
-
-
-def alt_text(figure: go.Figure) -> str:
-    """The words that stand for the figure."""
-    return figure.layout.meta["alt"]
-
-
-def _figure(title: str, x: str | None, y: str) -> go.Figure:
-    figure = go.Figure(layout={"template": "liger_mini", "title": title, "height": 420})
-    figure.update_xaxes(title=x)
-    figure.update_yaxes(title=y)
-    return figure
-
-
-def _described(figure: go.Figure, alt: str) -> go.Figure:
-    return figure.update_layout(meta={"alt": alt})
-
-
-def _line(i: int) -> dict:
-    return {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2}
-
-
-def _bar(i: int) -> dict:
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fillmode": "overlay"},
-    }
+    return described(figure, f"Bars of held-out loss with both branches, one, or neither. {told}.")

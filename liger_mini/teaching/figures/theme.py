@@ -1,0 +1,121 @@
+"""One look for every figure of the course: theme, axis titles with units, and words for who cannot see it.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; lines also differ in dash and marker and
+bars in pattern, so a figure survives greyscale. Each figure carries its alt text in ``layout.meta["alt"]``.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io as pio
+from plotly.io.base_renderers import MimetypeRenderer
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross")
+PATTERNS = ("", "/", "x", ".", "+", "\\", "-")
+POSITIVE = "Cividis"  # a colour scale for what is ≥ 0, readable without colour vision and in greyscale
+SIGNED = "RdBu"  # for what has a sign: give zmid=0
+
+pio.templates["liger_mini"] = go.layout.Template(
+    layout={
+        "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#1a1a1a"},
+        "colorway": COLOURS,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
+        "yaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
+        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
+        "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
+    }
+)
+
+
+def new_figure(title: str, x: str | None, y: str | None, *, height: int = 420) -> go.Figure:
+    """An empty figure in the theme; axis titles carry the unit in brackets."""
+    figure = go.Figure(layout={"template": "liger_mini", "title": title, "height": height})
+    figure.update_xaxes(title=x)
+    figure.update_yaxes(title=y)
+    return figure
+
+
+def described(figure: go.Figure, alt: str) -> go.Figure:
+    """The figure with its alt text: what a reader who cannot see it has to know, numbers included."""
+    return figure.update_layout(meta={"alt": alt})
+
+
+def alt_text(figure: go.Figure) -> str:
+    """The words that stand for the figure."""
+    return figure.layout.meta["alt"]
+
+
+def line(i: int) -> dict:
+    """Colour and dash of the i-th line."""
+    return {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % len(DASHES)], "width": 2}
+
+
+def marker(i: int, size: int = 8) -> dict:
+    """Shape of the i-th line's markers."""
+    return {"symbol": MARKERS[i % len(MARKERS)], "size": size}
+
+
+def bar(i: int) -> dict:
+    """Colour and pattern of the i-th kind of bar."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "pattern": {"shape": PATTERNS[i % len(PATTERNS)], "fillmode": "overlay"},
+    }
+
+
+def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
+    """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included."""
+    plot = figure.to_html(
+        full_html=False, include_plotlyjs=include_plotlyjs, config={"responsive": True, "displayModeBar": False}
+    )
+    words = html.escape(alt_text(figure))
+    return (
+        f'<figure role="group" aria-label="{words}" style="margin:1.5rem 0">{plot}'
+        f'<figcaption style="color:#555;font-size:.85em">{words}</figcaption></figure>'
+    )
+
+
+def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> go.Figure:
+    """`draw` over all values of its controls, as one figure with a slider that needs no kernel.
+
+    With several controls the slider walks through every combination, the last one fastest.
+
+    Args:
+        draw: keyword arguments -> a figure; every figure has the same traces. controls: name -> the values to show.
+    """
+    settings = [dict(zip(controls, values)) for values in itertools.product(*controls.values())]
+    drawn = [draw(**setting) for setting in settings]
+    figure = go.Figure(drawn[0])
+    names = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
+    figure.frames = [go.Frame(name=n, data=f.data, layout=f.layout) for n, f in zip(names, drawn)]
+    how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    steps = [{"label": n, "method": "animate", "args": [[n], how]} for n in names]
+    below = {"steps": steps, "active": 0, "y": -0.3, "len": 0.9, "x": 0.05, "pad": {"t": 40}, "ticklen": 4}
+    figure.update_layout(sliders=[below], height=(figure.layout.height or 420) + 110)
+    told = " ".join(f"At {n}: {alt_text(f)}" for n, f in zip((names[0], names[-1]), (drawn[0], drawn[-1])))
+    return described(figure, f"{alt_text(drawn[0])} A slider shows {len(names)} settings. {told}")
+
+
+class _Renderer(MimetypeRenderer):
+    """For JupyterLab its own kind of figure, for the book HTML with alt text; neither needs a network."""
+
+    def to_mimebundle(self, fig_dict: dict) -> dict:
+        figure = go.Figure(fig_dict)
+        bundle = {"application/vnd.plotly.v1+json": fig_dict}
+        if figure.layout.meta:  # ours; someone else's figure has no words to show
+            bundle["text/html"] = as_html(figure)
+            bundle["text/plain"] = alt_text(figure)
+        return bundle
+
+
+pio.renderers["liger_mini"] = _Renderer()
+pio.renderers.default = "liger_mini"

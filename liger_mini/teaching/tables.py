@@ -1,0 +1,48 @@
+"""Tables that read well in a terminal, in a notebook and in the book."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """A head, rows of text with a name in front, and a caption. `print` it, or leave it as a cell's last line.
+
+    Raises:
+        ValueError: a row that has not as many cells as the head.
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.head):
+                raise ValueError(f"the row {row} has {len(row)} cells, the head {len(self.head)}: {self.head}")
+
+    def __str__(self) -> str:
+        lines = [self.head, *self.rows]
+        widths = [max(len(row[i]) for row in lines) for i in range(len(self.head))]
+        first, *rest = (
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+            for row in lines
+        )
+        return "\n".join([first, "-" * len(first), *rest, *([self.caption] if self.caption else [])])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.head)
+        body = "".join(
+            f'<tr><th scope="row">{html.escape(name)}</th>'
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for name, *cells in self.rows
+        )
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        return (
+            f'<div class="wide" tabindex="0" style="overflow-x:auto"><table>{caption}'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
