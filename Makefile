@@ -3,7 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-.PHONY: demo lab test lint clean setup
+NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
+SITE := build/site
+EXECUTED := $(SITE)/.executed
+# megabytes a widget that a page without a kernel has no use for
+WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
+.PHONY: demo lab test book record lint clean setup
 
 demo: $(READY)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
 	$(BIN)/python -m liger_mini demo
@@ -13,7 +19,25 @@ lab: $(READY)  ## open the course in JupyterLab
 
 test: $(READY)  ## the test suite, then the notebooks in their quick tier
 	$(BIN)/python -m pytest
-	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
+	$(MAKE) $(EXECUTED)
+
+# executed once, in copies; `test` and `book` share them
+$(EXECUTED): $(READY) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.py' -o -name '*.json')
+	mkdir -p $(SITE)/notebooks
+	cp $(NOTEBOOKS) $(SITE)/notebooks
+	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(SITE)/notebooks
+	$(BIN)/jupyter nbconvert --to notebook --inplace --log-level WARN $(WITHOUT_WIDGET_STATE) $(SITE)/notebooks/*.ipynb
+	touch $@
+
+book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no network
+	rm -rf $(SITE)/book $(SITE)/_build
+	cp -r book $(SITE)/book
+	mkdir -p $(SITE)/book/_static
+	cp $$($(BIN)/python -c "import plotly; print(plotly.__path__[0])")/package_data/plotly.min.js $(SITE)/book/_static
+	$(BIN)/jupyter-book build $(SITE) --config book/_config.yml --toc book/_toc.yml --all --warningiserror --keep-going
+
+record: $(READY)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
+	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 notebooks
 
 lint: $(READY)  ## ruff: style, imports, formatting, and notebooks without outputs
 	$(BIN)/ruff check .

@@ -152,10 +152,11 @@ def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """held-out loss, recall by distance, branch ablation; a text's perplexity and a needle test on request"""
-    from liger_mini import needle
     from liger_mini.convert import LigerModel, open_model, open_tokenizer
     from liger_mini.evaluate import HeldOut, branch_ablation, text_loss
     from liger_mini.evaluate import evaluate as run
+    from liger_mini.needle import LENGTHS
+    from liger_mini.needle import needle as find
     from liger_mini.paths import write_atomically
     from liger_mini.provenance import provenance
 
@@ -172,7 +173,7 @@ def evaluate(options: argparse.Namespace) -> None:
         result["text"] = {"file": options.text, "loss": loss, "tokens": tokens}
         print(f"{options.text}: loss {loss:.3f} nats a token over {tokens:,} tokens")
     if options.needle is not None:
-        result["needle"] = needle.needle(model, tokenizer, lengths=options.needle or needle.LENGTHS)
+        result["needle"] = find(model, tokenizer, lengths=options.needle or LENGTHS)
         for row in result["needle"]:
             print(f"needle: {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
@@ -278,6 +279,13 @@ def _rows(data: str, tokenizer, length: int, recipe):
     return corpus.World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, length=length)
 
 
+def needle(options: argparse.Namespace) -> None:
+    """the needle test at 1 K … 32 K on the embedded teacher and its recoveries; writes JSON"""
+    from liger_mini.needle import run
+
+    run(options.output)
+
+
 def equivalence(options: argparse.Namespace) -> int:
     """every structure in every form against float64; writes JSON; 1 if a cell is over its tolerance"""
     import torch
@@ -307,6 +315,7 @@ COMMANDS = {
     "ablation": (_describe_ablation, ablation),
     "harness": (_describe_harness, harness),
     "walk": (_describe_walk, walk),
+    "needle": (_output("runs/needle.json"), needle),
     "equivalence": (_output("runs/equivalence.json"), equivalence),
     "benchmark": (_output("runs/benchmark.json"), benchmark),
 }

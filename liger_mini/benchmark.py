@@ -45,7 +45,8 @@ def compare(variants: dict[str, Callable[[], Any]], *, repeats: int = 5) -> dict
     }
 
 
-def _inputs(T: int) -> tuple[torch.Tensor, ...]:
+def random_inputs(T: int) -> tuple[torch.Tensor, ...]:
+    """q, k, v and a vector log-gate with half-lives around 16 tokens, each [1, T, HEADS, WIDTH], from a seed of T's."""
     generator = torch.Generator().manual_seed(T)
     q, k, v, logits = (torch.randn(1, T, HEADS, WIDTH, generator=generator) for _ in range(4))
     return q, k, v, F.logsigmoid(logits) / 16
@@ -55,7 +56,7 @@ def _inputs(T: int) -> tuple[torch.Tensor, ...]:
 def chunked_against_naive(T: int = 2048) -> list[dict[str, Any]]:
     """Each recurrence in its two PyTorch forms, forward."""
     rows = []
-    for recurrence, run in _recurrences(*_inputs(T)).items():
+    for recurrence, run in _recurrences(*random_inputs(T)).items():
         times = compare({form: functools.partial(run, backend=form) for form in ("naive", "chunked")})
         ratio = times["naive"]["median_s"] / times["chunked"]["median_s"]
         rows.append({"recurrence": recurrence, "T": T, "times": times, "naive_over_chunked": ratio})
@@ -80,7 +81,7 @@ def _recurrences(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: to
 @torch.no_grad()
 def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[str, Any]]:
     """How the chunked forms' time grows with T: the exponent p of time ~ T^p between the shortest and the longest."""
-    inputs = {T: _inputs(T) for T in lengths}
+    inputs = {T: random_inputs(T) for T in lengths}
     rows = []
     for recurrence in _recurrences(*inputs[lengths[0]]):
         times = compare({str(T): _recurrences(*inputs[T])[recurrence] for T in lengths})
@@ -95,7 +96,7 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
     """Recurrence + window against causal scaled_dot_product_attention, forward, one row of 8 heads of 64."""
     rows = []
     for T in lengths:
-        q, k, v, log_gate = _inputs(T)
+        q, k, v, log_gate = random_inputs(T)
 
         def liger() -> None:
             gated_recurrence(q.softmax(-1), k.softmax(-1), v, log_gate)  # noqa: B023

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -70,6 +71,23 @@ def load_teacher() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The embedded teacher and its tokenizer, from the package's data."""
     folder = data_dir() / "teacher"
     return load(folder).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
+
+    Args:
+        name: "paper" (the paper's gate and recipe) or "recall" (`RECIPES["recall"]`); ``run.json`` beside it tells all.
+    Raises:
+        ValueError: another name.
+    """
+    folder = data_dir() / "recovered"
+    names = sorted(path.name for path in folder.iterdir())
+    if name not in names:
+        raise ValueError(f"no recovered teacher {name!r}: there are {', '.join(map(repr, names))}")
+    model, tokenizer = load_teacher()
+    linearize(model, **json.loads((folder / name / "run.json").read_text("utf-8"))["liger"])
+    return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer
 
 
 def travel(plan: Plan, held_out: HeldOut, output_dir: Path) -> Journey:

@@ -8,8 +8,10 @@ can pass on ends L (W - 1) tokens behind the question.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.corpus import PEOPLE, RELATIONS, pydocs_tokens
+from liger_mini.demo import load_recovered, load_teacher
+from liger_mini.paths import write_atomically
+from liger_mini.provenance import provenance
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
@@ -60,6 +65,23 @@ def needle(
             rows.append({"length": length, "depth": depth, "distance": distance, "found": found, "samples": samples})
     model.train(was_training)
     return rows
+
+
+def run(output: str | Path = "runs/needle.json", **how: Any) -> dict[str, Any]:
+    """The needle test on the embedded teacher and on its two recoveries, written as JSON.
+
+    Args:
+        how: `lengths`, `depths`, `samples`, `seed` of `needle`.
+    """
+    models: dict[str, list[dict[str, Any]]] = {}
+    for name in ("teacher", "paper", "recall"):
+        model, tokenizer = load_teacher() if name == "teacher" else load_recovered(name)
+        models[name] = needle(model, tokenizer, **how)
+        for row in models[name]:
+            print(f"{name:8} {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
+    result = {"models": models, "provenance": provenance()}
+    write_atomically(Path(output), json.dumps(result, indent=1))
+    return result
 
 
 def haystack(

@@ -1,13 +1,19 @@
 """What every notebook leans on: checks that can fail, tables, tiers, recorded results, figures with words, widgets with twins."""
 
 import json
+import re
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
 from liger_mini import gates, teaching
 from liger_mini.teaching import figures, record, widgets
+from liger_mini.teaching.figures.course import CHAPTERS
 from liger_mini.teaching.figures.theme import described, new_figure
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_check_passes_within_and_fails_beyond_its_tolerance():
@@ -126,3 +132,22 @@ def test_a_displayed_figure_has_words_and_loads_nothing():
     assert 'aria-label="Decay with half-life 4 tokens, gain 1."' in bundle["text/html"]
     assert "src=" not in bundle["text/html"]
     json.dumps(bundle["application/vnd.plotly.v1+json"]["layout"]["meta"])
+
+
+def test_the_map_of_the_course_says_what_the_chapters_say():
+    """Each notebook's first cell links the chapters it needs; the map draws those."""
+    titles = {path.name[:2]: path for path in NOTEBOOKS}
+    assert set(titles) == set(CHAPTERS)
+    for number, path in titles.items():
+        opening = nbformat.read(path, as_version=4).cells[0].source
+        (line,) = [line for line in opening.splitlines() if line.startswith("| Prerequisites")]
+        assert set(re.findall(r"\]\((\d\d)-", line)) >= set(CHAPTERS[number].needs), number
+    arrows = figures.course_map().layout.annotations
+    assert len(arrows) == sum(len(chapter.needs) for chapter in CHAPTERS.values())
+
+
+def test_every_paper_a_chapter_cites_is_in_the_bibliography():
+    bibliography = (NOTEBOOKS[0].parent.parent / "book" / "references.bib").read_text()
+    cited = {number for path in NOTEBOOKS for number in re.findall(r"\b\d{4}\.\d{5}\b", path.read_text())}
+    assert len(cited) > 10
+    assert {number for number in cited if f"arXiv:{number}" not in bibliography} == set()

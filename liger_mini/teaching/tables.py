@@ -34,14 +34,15 @@ class Table:
         return "\n".join([first, "-" * len(first), *rest, *([self.caption] if self.caption else [])])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.head)
+        left, right = (f'style="text-align:{side};padding:.2em .7em"' for side in ("left", "right"))
+        head = "".join(f'<th scope="col" {right}>{html.escape(cell)}</th>' for cell in self.head)
         body = "".join(
-            f'<tr><th scope="row">{html.escape(name)}</th>'
-            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            f'<tr><th scope="row" {left}>{html.escape(name)}</th>'
+            + "".join(f"<td {right}>{html.escape(cell)}</td>" for cell in cells)
             + "</tr>"
             for name, *cells in self.rows
         )
-        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        caption = f'<caption style="text-align:left">{html.escape(self.caption)}</caption>' if self.caption else ""
         return (
             f'<div class="wide" tabindex="0" style="overflow-x:auto"><table>{caption}'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

@@ -26,6 +26,7 @@ pio.templates["liger_mini"] = go.layout.Template(
     layout={
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#1a1a1a"},
         "colorway": COLOURS,
+        "title": {"x": 0.02, "font": {"size": 16}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
@@ -75,7 +76,7 @@ def bar(i: int) -> dict:
 def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
     """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included."""
     plot = figure.to_html(
-        full_html=False, include_plotlyjs=include_plotlyjs, config={"responsive": True, "displayModeBar": False}
+        full_html=False, auto_play=False, include_plotlyjs=include_plotlyjs, config={"responsive": True, "displayModeBar": False}
     )
     words = html.escape(alt_text(figure))
     return (
@@ -96,6 +97,8 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> go
     drawn = [draw(**setting) for setting in settings]
     figure = go.Figure(drawn[0])
     names = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
+    for f in drawn:
+        f.layout.height = None  # the slider needs room that a frame's own height would take back
     figure.frames = [go.Frame(name=n, data=f.data, layout=f.layout) for n, f in zip(names, drawn)]
     how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [{"label": n, "method": "animate", "args": [[n], how]} for n in names]
