@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+import torch
 from torch import Tensor
 
 from liger_mini.teaching.figures.theme import COLOURS, POSITIVE, described, line, marker, new_figure
 
-LARGEST = math.log(3.4028235e38)  # 88.7: exp of more is no float32
+LARGEST = math.log(torch.finfo(torch.float32).max)  # 88.7: exp of more is no float32
 NOT_FINITE = 100.0  # where a form that gave inf or NaN is drawn
 
 
@@ -30,7 +31,8 @@ def chunk_map(A: Tensor, C: int, t: int) -> go.Figure:
     starts = list(range(0, T, C))
     triangles, through = [_stairs(s, min(s + C, T)) for s in starts], [_box(s, min(s + C, T), 0, s) for s in starts[1:]]
     own = t - (t - 1) // C * C
-    figure = new_figure(f"C = {C}: triangles and rectangles", "token j, written", "token i, reads", height=480)
+    title = f"C = {C}: {len(starts)} steps, {_inside(T, C)} pairs in triangles"
+    figure = new_figure(title, "token j, written", "token i, reads", height=480)
     _heat(figure, A, "A_ij")
     _outline(figure, triangles, "inside a chunk", {"color": COLOURS[2], "width": 4})
     _outline(figure, through, "through the state", {"color": COLOURS[1], "width": 3, "dash": "dash"})
