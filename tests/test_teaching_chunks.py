@@ -1,5 +1,6 @@
 """Figures of chapter 04: they show the numbers they were given, say them in words, and refuse what they cannot draw."""
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def outline(trace):
 
 def area(path):
     """Shoelace: how many unit cells a closed path encloses."""
-    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(path, path[1:]))) / 2
+    return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in itertools.pairwise(path))) / 2
 
 
 def test_chunk_map_shows_the_lower_triangle_and_nothing_above():

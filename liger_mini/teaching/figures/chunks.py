@@ -34,9 +34,9 @@ def chunk_map(A: Tensor, C: int, t: int) -> go.Figure:
     title = f"C = {C}: {len(starts)} steps, {_inside(T, C)} pairs in triangles"
     figure = new_figure(title, "token j, written", "token i, reads", height=480)
     _heat(figure, A, "A_ij")
-    _outline(figure, triangles, "inside a chunk", {"color": COLOURS[2], "width": 4})
-    _outline(figure, through, "through the state", {"color": COLOURS[1], "width": 3, "dash": "dash"})
-    _outline(figure, [_box(t - 1, t, 0, t)], f"row of token {t}", {"color": COLOURS[4], "width": 3, "dash": "dot"})
+    _outline(figure, triangles, "triangles", {"color": COLOURS[2], "width": 4})
+    _outline(figure, through, "rectangles", {"color": COLOURS[1], "width": 3, "dash": "dash"})
+    _outline(figure, [_box(t - 1, t, 0, t)], f"token {t}", {"color": COLOURS[4], "width": 3, "dash": "dot"})
     return described(
         figure,
         f"The {T} x {T} lower triangle in chunks of {C}: {len(triangles)} triangles with {_inside(T, C)} pairs, "
@@ -127,6 +127,7 @@ def errors_by_strength(strengths: Sequence[float], errors: Mapping[str, Sequence
         tickvals=[1e-8, 1e-6, 1e-4, 1e-2, 1, NOT_FINITE],
         ticktext=["1e-8", "1e-6", "1e-4", "0.01", "1", "inf, NaN"],
     )
+    figure.update_layout(margin_l=90)
     return described(figure, f"Relative error against gate strength: {'; '.join(told)}.")
 
 
@@ -143,9 +144,10 @@ def flops_by_chunk(counts: Mapping[str, Mapping[int, float]], *, marked: int) ->
         figure.add_scatter(
             x=list(values), y=list(values.values()), name=name, mode="lines+markers", line=line(i), marker=marker(i)
         )
-    figure.add_vline(x=marked, line_width=1, annotation_text=f"C = {marked}", annotation_position="top left")
-    figure.update_xaxes(type="log", tickvals=sorted({C for values in counts.values() for C in values}))
-    figure.update_yaxes(type="log", dtick="D1")
+    figure.add_vline(x=marked, line_width=1)
+    where = {"x": math.log10(marked), "y": 1, "yref": "paper"}  # on a log axis a line takes C, a text log C
+    figure.add_annotation(text=f"C = {marked}", showarrow=False, xanchor="left", xshift=4, **where)
+    _log_axes(figure, sorted({C for values in counts.values() for C in values}))
     told = "; ".join(
         f"{name} {values[min(values)]:,.0f} at C = {min(values)} and {values[max(values)]:,.0f} at C = {max(values)}"
         for name, values in counts.items()
@@ -168,10 +170,16 @@ def time_by_length(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
         name = f"{row['recurrence']}: T^{row['exponent']:.2f}"
         how = {"mode": "lines+markers", "line": line(i + 1), "marker": marker(i + 1)}
         figure.add_scatter(x=lengths, y=seconds, name=name, **how)
-    figure.update_xaxes(type="log", tickvals=lengths)
-    figure.update_yaxes(type="log", dtick="D1")
+    _log_axes(figure, lengths)
     told = ", ".join(f"{row['recurrence']} {row['exponent']:.2f}" for row in rows)
     return described(figure, f"Median time against T from {lengths[0]} to {lengths[-1]} tokens; exponents: {told}.")
+
+
+def _log_axes(figure: go.Figure, ticks: Sequence[int]) -> None:
+    """Both axes logarithmic, the x axis ticked where there are points, written as whole numbers."""
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[str(x) for x in ticks])
+    figure.update_yaxes(type="log", dtick="D2")
+    figure.update_layout(margin_l=80)
 
 
 def _square(A: Tensor) -> int:
