@@ -11,7 +11,6 @@ import html
 import json
 import shutil
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from liger_mini.corpus import World
 from liger_mini.evaluate import HeldOut, Report, branch_ablation, evaluate
 from liger_mini.paths import data_dir, write_atomically
 from liger_mini.provenance import provenance
-from liger_mini.recover import RECIPES, Recipe, Recovery, recover
+from liger_mini.recover import RECIPES, Recipe, Recovery, quiet_peft, recover
 from liger_mini.teaching import figures
 from liger_mini.teaching.tables import Table
 
@@ -87,7 +86,8 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         raise ValueError(f"no recovered teacher {name!r}: there are {', '.join(map(repr, names))}")
     model, tokenizer = load_teacher()
     linearize(model, **json.loads((folder / name / "run.json").read_text("utf-8"))["liger"])
-    return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer
 
 
 def travel(plan: Plan, held_out: HeldOut, output_dir: Path) -> Journey:
@@ -110,7 +110,6 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     start = time.perf_counter()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # of loading weights; recovery has its own
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     output_dir = Path(output_dir)
     if (output_dir / "result.json").is_file():  # finished: start anew, touching nothing but our own runs
         for name in PLANS:

@@ -11,7 +11,9 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,16 +137,15 @@ def recover(
     processes.wait_for_everyone()
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     use_cache, model.config.use_cache = model.config.use_cache, False
-    peft_model = get_peft_model(
-        model,
-        LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            target_modules=LORA_TARGETS,
-            modules_to_save=list(train_in_full) or None,
-            task_type="CAUSAL_LM",
-        ),
+    lora = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=LORA_TARGETS,
+        modules_to_save=list(train_in_full) or None,
+        task_type="CAUSAL_LM",
     )
+    with quiet_peft():
+        peft_model = get_peft_model(model, lora)
     trained, total = peft_model.get_nb_trainable_parameters()
     if recipe.transfer_steps:
         _train(
@@ -183,6 +184,14 @@ def recover(
     if processes.is_main_process:
         write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT still asks transformers for a property under its old name, and every reader would see that warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _train(

@@ -148,7 +148,7 @@ def test_errors_put_inf_and_nan_at_the_top():
     assert list(figure.data[0].x) == strengths
     assert "textbook not finite from 3.00; halving at most 3e-07" in alt_text(figure)
     assert dict(zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext))[figures.NOT_FINITE] == "inf, NaN"
-    assert "nats per token" in figure.layout.xaxis.title.text
+    assert "(nats/token)" in figure.layout.xaxis.title.text
     with pytest.raises(ValueError, match="textbook: 1 errors for 4 strengths"):
         figures.errors_by_strength(strengths, {"textbook": [1.0]})
 

@@ -111,7 +111,7 @@ def errors_by_strength(strengths: Sequence[float], errors: Mapping[str, Sequence
     Raises:
         ValueError: a form that has not one error for each strength.
     """
-    figure = new_figure("Where each form breaks", "gate strength −log α (nats per token)", "relative RMS error")
+    figure = new_figure("Where each form breaks", "strength −log α (nats/token)", "relative RMS error")
     told = []
     for i, (name, values) in enumerate(errors.items()):
         if len(values) != len(strengths):

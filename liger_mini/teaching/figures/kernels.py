@@ -50,7 +50,9 @@ def _kernel_lines(name: str) -> list[str]:
     file, *path = name.split(".")
     spec = importlib.util.find_spec(f"liger_mini.kernels.{file}") if path else None
     if spec is None:
-        raise ValueError(f"{name!r}: there is no such file in kernels/; allowed is for example 'diagonal._chunk_states'")
+        raise ValueError(
+            f"{name!r}: there is no such file in kernels/; allowed is for example 'diagonal._chunk_states'"
+        )
     text = Path(spec.origin).read_text("utf-8")
     node = ast.parse(text)
     for part in path:
@@ -186,9 +188,7 @@ class Work:
             self.bytes += int(mask.data.sum()) * kind.primitive_bitwidth // 8
 
 
-def kernel_cost(
-    form: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK, number: int = 2, gate: int = 4
-) -> tuple[float, float]:
+def kernel_cost(form: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK, number: int = 2) -> tuple[float, float]:
     """(FLOPs of products, bytes between memory and chip) a token and head, forward, K = V = width.
 
     softmax         T (K + V), half of all pairs;              q, k, v, o once each
@@ -198,32 +198,48 @@ def kernel_cost(
     Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
 
     Args:
-        form: "softmax", "gate a head" or "gate a channel". T: tokens. chunk: C. number, gate: bytes of one.
+        form: "softmax", "gate a head" or "gate a channel". T: tokens. chunk: C. number: bytes of one in q, k, v and o;
+            gates and states have 4.
     Raises:
         ValueError: another form, or a size that is not allowed.
     """
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r}: allowed are {', '.join(map(repr, FORMS))}")
-    for name, value in {"T": T, "width": width, "chunk": chunk}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ 1")
-    if chunk & (chunk - 1):
-        raise ValueError(f"chunk = {chunk}: allowed are powers of two, since a chunk is halved")
+    _sizes(form, T=T, width=width, chunk=chunk)
     if form == "softmax":
         return 2.0 * T * width, 4.0 * number * width
-    levels, state = chunk.bit_length() - 1, width * width
-    pairs = 2 * chunk * width * (1 if form == "gate a head" else levels) + 2 * chunk * width
-    sums = 0 if form == "gate a head" else 6 * chunk * width * (levels + 2)
-    gates = 2 * gate * (1 if form == "gate a head" else width)
-    states = 4 * state * (2 / chunk + 2 / T)
-    return 4.0 * state + pairs + sums, 6.0 * number * width + gates + states
+    products = 4 * width**2 + 2 * chunk * width * (1 + (_levels(chunk) if form == "gate a channel" else 1))
+    gates = 8 * (width if form == "gate a channel" else 1)
+    states = 4 * width**2 * (2 / chunk + 2 / T)
+    return float(products + _sums(form, width, chunk)), 6 * number * width + gates + states
 
 
-def estimated_seconds(form: str, gpu: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK) -> float:
-    """A lower bound from the roofline for a token and head: the larger of arithmetic at its peak and bytes at theirs."""
+def estimated_seconds(form: str, gpu: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK) -> tuple[float, float]:
+    """A token and head at the peaks: (arithmetic, memory); a kernel takes at least the larger of the two.
+
+    Softmax multiplies in bfloat16, a recurrence in tf32, and sums of log-gates are bfloat16 again.
+    """
     peaks = _gpu(gpu)
     flops, moved = kernel_cost(form, T, width=width, chunk=chunk)
-    return max(flops / peaks[FORMS[form]], moved / peaks["memory"])
+    sums = _sums(form, width, chunk)
+    return (flops - sums) / peaks[FORMS[form]] + sums / peaks["bfloat16"], moved / peaks["memory"]
+
+
+def _levels(chunk: int) -> int:
+    return chunk.bit_length() - 1
+
+
+def _sums(form: str, width: int, chunk: int) -> int:
+    """FLOPs of `sum_over`: three products with a mask for every level, and for the chunk's start and end."""
+    return 6 * chunk * width * (_levels(chunk) + 2) if form == "gate a channel" else 0
+
+
+def _sizes(form: str, **sizes: int) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r}: allowed are {', '.join(map(repr, FORMS))}")
+    for name, value in sizes.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ 1")
+    if sizes["chunk"] & (sizes["chunk"] - 1):
+        raise ValueError(f"chunk = {sizes['chunk']}: allowed are powers of two, since a chunk is halved")
 
 
 def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
@@ -236,19 +252,24 @@ def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
     """
     peaks = _gpu(gpu)
     figure = new_figure(f"{gpu}, C = {chunk}, T = {T:,}", "intensity (FLOP/byte)", "attainable (TFLOP/s)", height=500)
-    intensities = [2 ** (n / 4) for n in range(-4, 53)]
+    intensities = sorted([0.5, 32768, *(peaks[name] / peaks["memory"] for name in FORMATS)])
     for i, name in enumerate(FORMATS):
         roof = [min(peaks[name], x * peaks["memory"]) / 1e12 for x in intensities]
         figure.add_scatter(x=intensities, y=roof, name=name, mode="lines", line={**line(i), "simplify": False})
     told = []
-    for i, (form, how) in enumerate(FORMS.items()):
+    for i, form in enumerate(FORMS):
         flops, moved = kernel_cost(form, T, chunk=chunk)
-        x, reached = flops / moved, min(peaks[how], flops / moved * peaks["memory"]) / 1e12
-        figure.add_scatter(x=[x], y=[reached], name=form, mode="markers", marker={**marker(i, 14), "color": COLOURS[i + 3]})
-        limit = "memory" if x * peaks["memory"] < peaks[how] else "arithmetic"
+        arithmetic, memory = estimated_seconds(form, gpu, T, chunk=chunk)
+        x, reached = flops / moved, flops / max(arithmetic, memory) / 1e12
+        figure.add_scatter(
+            x=[x], y=[reached], name=form, mode="markers", marker={**marker(i, 14), "color": COLOURS[i + 3]}
+        )
+        limit = "memory" if memory > arithmetic else "arithmetic"
         told.append(f"{form}: {x:.0f} FLOP/byte, {reached:.0f} TFLOP/s, limited by {limit}")
-    figure.update_xaxes(type="log", range=[math.log10(0.5), math.log10(8192)], dtick=1)
-    figure.update_yaxes(type="log", range=[0, 3.3], dtick=1)
+    figure.update_xaxes(type="log", range=[math.log10(0.5), math.log10(32768)], dtick=1)
+    figure.update_yaxes(type="log", range=[-0.6, 3.3], dtick=1)
+    inside = {"orientation": "v", "x": 0.99, "xanchor": "right", "y": 0.01, "yanchor": "bottom"}
+    figure.update_layout(legend={**inside, "bgcolor": "rgba(255,255,255,0.7)"})
     return described(
         figure,
         f"Roofline of an {gpu}, an estimate: peaks of {', '.join(f'{peaks[n] / 1e12:g} ({n})' for n in FORMATS)} TFLOP/s, "
@@ -257,22 +278,26 @@ def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
 
 
 def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = CHUNK) -> go.Figure:
-    """The roofline's lower bounds of time a token and head against length, and where recurrences cross softmax.
+    """The roofline's estimates of time a token and head against length, and where recurrences cross softmax.
 
     Raises:
         ValueError: another GPU, lengths that do not rise.
     """
     if list(lengths) != sorted(set(lengths)) or not lengths:
         raise ValueError(f"lengths = {list(lengths)}: allowed are rising whole numbers ≥ 1")
-    figure = new_figure(f"Estimated on an {gpu}, forward", "length T (tokens)", "time (ns per token and head)", height=460)
-    times = {form: [1e9 * estimated_seconds(form, gpu, T, chunk=chunk) for T in lengths] for form in FORMS}
+    figure = new_figure(
+        f"Estimated on an {gpu}, forward", "length T (tokens)", "time (ns per token and head)", height=460
+    )
+    times = {form: [1e9 * max(estimated_seconds(form, gpu, T, chunk=chunk)) for T in lengths] for form in FORMS}
     told = []
     for i, (form, values) in enumerate(times.items()):
         figure.add_scatter(x=list(lengths), y=values, name=form, mode="lines+markers", line=line(i), marker=marker(i))
         at = crossover(lengths, [s / x for s, x in zip(times["softmax"], values)]) if form != "softmax" else None
         told.append(f"{form} {values[-1]:.2g} at {lengths[-1]:,}" + (f", crossing near {at:,.0f}" if at else ""))
     ticks = list(lengths)[:: math.ceil(len(lengths) / 6)]
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{T // 1024}K" if T % 1024 == 0 else str(T) for T in ticks])
+    figure.update_xaxes(
+        type="log", tickvals=ticks, ticktext=[f"{T // 1024}K" if T % 1024 == 0 else str(T) for T in ticks]
+    )
     figure.update_yaxes(type="log", dtick=1)
     return described(figure, f"Estimated nanoseconds a token and head on an {gpu}, not measured: {'; '.join(told)}.")
 
@@ -280,7 +305,7 @@ def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = CHUNK) -> 
 def estimated_crossover(form: str, gpu: str, *, chunk: int = CHUNK) -> float | None:
     """The length at which the estimate for softmax rises over that of a recurrence."""
     lengths = [2**n for n in range(6, 18)]
-    seconds = {name: [estimated_seconds(name, gpu, T, chunk=chunk) for T in lengths] for name in ("softmax", form)}
+    seconds = {name: [max(estimated_seconds(name, gpu, T, chunk=chunk)) for T in lengths] for name in ("softmax", form)}
     return crossover(lengths, [s / x for s, x in zip(seconds["softmax"], seconds[form])])
 
 

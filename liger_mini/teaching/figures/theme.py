@@ -76,7 +76,10 @@ def bar(i: int) -> dict:
 def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
     """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included."""
     plot = figure.to_html(
-        full_html=False, auto_play=False, include_plotlyjs=include_plotlyjs, config={"responsive": True, "displayModeBar": False}
+        full_html=False,
+        auto_play=False,
+        include_plotlyjs=include_plotlyjs,
+        config={"responsive": True, "displayModeBar": False},
     )
     words = html.escape(alt_text(figure))
     return (
