@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from liger_mini.recurrences.checks import document_ends
+from liger_mini.recurrences.checks import document_ends, require_triton
 
 BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds
@@ -55,7 +55,8 @@ def sliding_window_attention(
     if ends is not None and q.shape[1] != k.shape[1]:
         raise ValueError(f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}")
     if backend == "triton":
-        from liger_mini.kernels.window import triton_window  # imports triton, which not every machine has
+        require_triton()
+        from liger_mini.kernels.window import triton_window
 
         return triton_window(q, k, v, window, key_mask, cu_seqlens)
     if ends is not None:

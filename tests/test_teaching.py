@@ -151,3 +151,10 @@ def test_every_paper_a_chapter_cites_is_in_the_bibliography():
     cited = {number for path in NOTEBOOKS for number in re.findall(r"\b\d{4}\.\d{5}\b", path.read_text())}
     assert len(cited) > 10
     assert {number for number in cited if f"arXiv:{number}" not in bibliography} == set()
+
+
+def test_source_of_a_tuned_kernel_is_the_kernel():
+    pytest.importorskip("triton")
+    from liger_mini.kernels import diagonal
+
+    assert "def _chunk_states(" in teaching.source(diagonal._chunk_states).data

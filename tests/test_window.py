@@ -115,3 +115,15 @@ def test_a_padded_query_gives_zero_and_a_finite_gradient():
 def test_bad_input_is_named(shapes, window, words):
     with pytest.raises(ValueError, match=words):
         lm.sliding_window_attention(*(torch.zeros(shape) for shape in shapes), window)
+
+
+def test_without_triton_the_backend_says_what_to_install(monkeypatch):
+    """Both entry points, before anything of it is imported."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    q = torch.randn(1, 3, 1, 4)
+    for run in (
+        lambda: lm.sliding_window_attention(q, q, q, 2, backend="triton"),
+        lambda: lm.gated_recurrence(q, q, q, torch.zeros(1, 3, 1), backend="triton"),
+    ):
+        with pytest.raises(RuntimeError, match="pip install triton"):
+            run()

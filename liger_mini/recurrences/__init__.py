@@ -7,7 +7,7 @@ one page; their Triton twins have the same names in `kernels/`.
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -18,7 +18,14 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from liger_mini.recurrences import diagonal, scalar, slots
-from liger_mini.recurrences.checks import check_gate, check_inputs, check_state, check_width, document_ends
+from liger_mini.recurrences.checks import (
+    check_gate,
+    check_inputs,
+    check_state,
+    check_width,
+    document_ends,
+    require_triton,
+)
 from liger_mini.recurrences.loops import CHUNK
 
 BACKENDS = ("auto", "naive", "chunked", "triton")
@@ -114,10 +121,7 @@ def _form(recurrence: ModuleType, backend: str, T: int) -> Callable:
     if backend not in BACKENDS:
         raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            raise RuntimeError(
-                "backend = 'triton' needs the package triton, which this machine lacks: pip install triton"
-            )
+        require_triton()
         return importlib.import_module(recurrence.__name__.replace("recurrences", "kernels")).triton_recurrence
     one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
     return recurrence.naive if backend == "naive" or one_token else recurrence.chunked

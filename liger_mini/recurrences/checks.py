@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -81,3 +83,9 @@ def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens = {ends} must rise from 0 to T = {T}")
     return ends
+
+
+def require_triton() -> None:
+    """Say what is missing where `backend="triton"` cannot even be imported."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("backend = 'triton' needs the package triton, which this machine lacks: pip install triton")

@@ -16,8 +16,10 @@ def source(function: Callable | type, *, docstring: bool = False) -> Code:
     Raises:
         TypeError: something that has no Python source, such as a builtin.
     """
+    while hasattr(function, "fn"):  # a Triton kernel inside its tuner
+        function = function.fn
     try:
-        text = textwrap.dedent(inspect.getsource(inspect.unwrap(getattr(function, "fn", function))))
+        text = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
     except (OSError, TypeError) as error:
         raise TypeError(f"{function!r} has no Python source to show") from error
     node = ast.parse(text).body[0]
