@@ -47,7 +47,7 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
 def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     """Recall against how far back the answer was told, with the window and its stacked reach marked."""
     figure = new_figure(
-        "Recall by distance", "answer told at most this many tokens before (bin's upper edge)", "share of answers right"
+        "Recall by distance", "distance (tokens, upper edge of the bin)", "share of answers right"
     )
     for i, (name, report) in enumerate(reports.items()):
         bins = [(high, r) for high, r in report.recall_by_distance if r.questions >= 20]
@@ -76,7 +76,7 @@ def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     figure.add_vline(
         x=report.reach + 1, line_width=1, annotation_text=f"reach {report.reach}", annotation_position="top right"
     )
-    figure.update_yaxes(range=[0, 1.05])
+    figure.update_yaxes(range=[0, 1.15])  # room for the words at the lines
     told = "; ".join(
         f"{name} {r.recall_inside:.2f} inside and {r.recall_outside:.2f} outside" for name, r in reports.items()
     )

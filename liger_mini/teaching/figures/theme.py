@@ -31,7 +31,7 @@ pio.templates["liger_mini"] = go.layout.Template(
         "plot_bgcolor": "white",
         "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
         "yaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
-        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
     }
 )
