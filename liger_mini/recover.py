@@ -29,6 +29,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.corpus import IGNORE, Collator
@@ -216,7 +217,7 @@ def _train(
         else Collator(model.config.pad_token_id or 0),
         callbacks=[log, *callbacks],
     )
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook than in a terminal
     trainer.add_callback(_ProgressBar)
     try:
         trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
