@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from liger_mini.teaching.figures.theme import POSITIVE, bar, described, line, marker, new_figure
+from liger_mini.teaching.figures.theme import POSITIVE, add_bars, bar, described, line, marker, new_figure
 
 
 def retention(scores: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]) -> go.Figure:
@@ -20,44 +20,34 @@ def retention(scores: Mapping[str, tuple[tuple[float, float], tuple[float, float
     told = []
     for i, (name, column) in enumerate({"average without MMLU": 0, "MMLU": 1}.items()):
         kept = [100 * pair[column][1] / pair[column][0] for pair in scores.values()]
-        figure.add_bar(
-            x=list(scores),
-            y=kept,
-            name=name,
-            marker=bar(i + 1),
-            text=[f"{x:.0f}" for x in kept],
-            textposition="outside",
-        )
+        add_bars(figure, i + 1, name, list(scores), kept, 0)
         told.append(f"{name}: " + ", ".join(f"{model} {x:.0f} %" for model, x in zip(scores, kept)))
     figure.update_layout(barmode="group")
     figure.update_yaxes(range=[0, 115])
     return described(figure, f"Bars of the share of the teacher's score that is kept. {'; '.join(told)}.")
 
 
-def half_life_and_window(temper: float, window: int, *, reach: int | None = None, longest: int = 256) -> go.Figure:
+def half_life_and_window(temper: float, window: int) -> go.Figure:
     """What a neutral gate still holds after so many tokens, and how far windows see.
 
     Args:
-        temper: half-life in tokens. window: W in tokens. reach: of the stacked windows in tokens.
+        temper: half-life in tokens. window: W in tokens.
     Raises:
         ValueError: a temper or window that is not positive.
     """
     if temper <= 0 or window < 1:
         raise ValueError(f"temper = {temper}, window = {window}: allowed are tempers > 0 and windows ≥ 1")
-    ages = list(range(longest + 1))
+    ages = list(range(257))  # the embedded teacher's context
     left = [0.5 ** (age / temper) for age in ages]
     figure = new_figure(f"Half-life {temper:g}, window {window}", "age of a fact (tokens)", "share left in the state")
     figure.add_scatter(
         x=[0, window, window, 0], y=[0, 0, 1, 1], fill="toself", name="window", mode="lines", line=line(6)
     )
     figure.add_scatter(x=ages, y=left, name="recurrence", mode="lines", line=line(2))
-    figure.add_scatter(
-        x=[reach or window] * 2, y=[0, 1], name="reach" if reach else "window's end", mode="lines", line=line(4)
-    )
+    figure.add_scatter(x=[window] * 2, y=[0, 1], name="window's end", mode="lines", line=line(4))
     figure.update_yaxes(range=[0, 1.05])
-    where = reach or window
-    told = f"With half-life {temper:g}, {0.5 ** (where / temper):.0%} of a fact is left after {where} tokens"
-    return described(figure, f"{told}, where windows of {window} end. After {longest} tokens it is {left[-1]:.0%}.")
+    told = f"With half-life {temper:g}, {0.5 ** (window / temper):.0%} of a fact is left after {window} tokens"
+    return described(figure, f"{told}, where windows of {window} end. After {ages[-1]} tokens it is {left[-1]:.0%}.")
 
 
 def spread_bars(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from liger_mini.evaluate import Report
-from liger_mini.teaching.figures.theme import bar, described, line, marker, new_figure
+from liger_mini.teaching.figures.theme import add_bars, described, line, marker, new_figure
 
 
 def loss_curves(curves: Mapping[str, Sequence[tuple[int, float]]], *, teacher_loss: float | None = None) -> go.Figure:
@@ -31,14 +31,7 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
             "Python docs": [r.loss_pydocs for r in reports.values()],
         }.items()
     ):
-        figure.add_bar(
-            x=list(reports),
-            y=values,
-            name=corpus,
-            marker=bar(i + 1),
-            text=[f"{v:.2f}" for v in values],
-            textposition="outside",
-        )
+        add_bars(figure, i + 1, corpus, list(reports), values, 2)
     figure.update_layout(barmode="group")
     told = "; ".join(f"{name} {r.loss_tinyworld:.2f} and {r.loss_pydocs:.2f}" for name, r in reports.items())
     return described(figure, f"Bars of held-out loss on tinyworld and the Python docs: {told}.")
@@ -86,16 +79,9 @@ def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
     figure = new_figure("Which branch carries it?", None, "loss (nats per token)")
     for i, (name, reports) in enumerate(ablations.items()):
         values = [r.loss for r in reports.values()]
-        figure.add_bar(
-            x=list(reports),
-            y=values,
-            name=name,
-            marker=bar(i + 1),
-            text=[f"{v:.2f}" for v in values],
-            textposition="outside",
-            customdata=[(r.recall_inside, r.recall_outside) for r in reports.values()],
-            hovertemplate="loss %{y:.3f}<br>recall inside %{customdata[0]:.2f}, outside %{customdata[1]:.2f}",
-        )
+        recalls = [(r.recall_inside, r.recall_outside) for r in reports.values()]
+        hover = "loss %{y:.3f}<br>recall inside %{customdata[0]:.2f}, outside %{customdata[1]:.2f}"
+        add_bars(figure, i + 1, name, list(reports), values, 2, customdata=recalls, hovertemplate=hover)
     figure.update_layout(barmode="group")
     told = "; ".join(
         f"{name}: " + ", ".join(f"{branch} {r.loss:.2f}" for branch, r in reports.items())

@@ -73,6 +73,14 @@ def bar(i: int) -> dict:
     }
 
 
+def add_bars(
+    figure: go.Figure, i: int, name: str, x: Sequence[str], y: Sequence[float], digits: int, **more: Any
+) -> None:
+    """The i-th kind of bar, one at each of x, with its number above it."""
+    text = [f"{value:.{digits}f}" for value in y]
+    figure.add_bar(x=x, y=y, name=name, marker=bar(i), text=text, textposition="outside", **more)
+
+
 def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
     """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included."""
     plot = figure.to_html(
