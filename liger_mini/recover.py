@@ -55,6 +55,8 @@ class Recipe:
             without its adapters and with softmax attention.
         window_dropout: the probability with which a layer goes without its window in the first step; it falls
             linearly to zero.
+        gradient_checkpointing: keep only what enters each block, and compute the rest of its activations again on the way
+            back: less memory, more time, the same losses.
     """
 
     rank: int = 8
@@ -69,6 +71,7 @@ class Recipe:
     transfer_steps: int = 0
     distillation: float = 0.0
     window_dropout: float = 0.0
+    gradient_checkpointing: bool = False
     bf16: bool = False
     seed: int = 0
 
@@ -172,6 +175,10 @@ def recover(
         if processes.is_main_process:
             peft_model.save_pretrained(output_dir / "adapter")
         peft_model.merge_and_unload()
+    if recipe.gradient_checkpointing:
+        for module in model.modules():  # what transformers' own method does, whose name changes within its version 5
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
     model.config.use_cache = use_cache
     result = Recovery(
         recipe=recipe,
@@ -250,6 +257,8 @@ def _training_arguments(
         warmup_steps=0.02,
         weight_decay=recipe.weight_decay,
         bf16=recipe.bf16,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind loses gradients where inputs have none
         logging_steps=log_every,
         logging_nan_inf_filter=False,  # the Trainer would log the mean of the finite losses instead
         save_steps=save_every,

@@ -120,6 +120,25 @@ def test_packing_gives_the_losses_of_padding(tiny, tmp_path, objective):
     assert [loss for _, loss in packed.losses] == pytest.approx([loss for _, loss in padded.losses], abs=1e-3)
 
 
+@pytest.mark.parametrize("objective", [{}, {"distillation": 0.5}, {"transfer_steps": 3}], ids=str)
+def test_gradient_checkpointing_gives_the_same_losses_from_fewer_kept_activations(tiny, tmp_path, objective):
+    kept = {}
+
+    def recovered(checkpointing: bool):
+        saved: list[int] = []  # bytes of every tensor kept for the way back
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x):
+            result, model = losses(
+                tiny, tmp_path / str(checkpointing), gradient_checkpointing=checkpointing, **objective
+            )
+        kept[checkpointing] = sum(saved)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        return result
+
+    plain, checkpointed = recovered(False), recovered(True)
+    assert [loss for _, loss in checkpointed.losses] == pytest.approx([loss for _, loss in plain.losses], abs=1e-5)
+    assert kept[True] < kept[False]
+
+
 def test_the_teacher_is_still_inside(tiny):
     """Adapters off and the window wide open: the logits of the softmax model, whatever the adapters learned."""
     teacher, ids = tiny(), torch.randint(2, 97, (2, 30))
