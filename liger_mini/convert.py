@@ -197,7 +197,7 @@ def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model; one without a pad token pads with its end-of-text token (padding is never scored).
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none. ValueError: it has no end-of-text token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
@@ -207,6 +207,11 @@ def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         TypeError,
     ) as error:  # transformers raises any of them where a folder holds weights alone
         raise FileNotFoundError(f"{source} has no tokenizer that transformers can read ({error})") from error
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {source} has no end-of-text token, with which documents and answers end here; set "
+            "tokenizer.eos_token and save it with save_pretrained"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -248,8 +253,8 @@ def convert(source: str | Path, output_dir: str | Path, *, dtype: str = "auto", 
     model.save_pretrained(output_dir)
     try:
         open_tokenizer(source).save_pretrained(output_dir)
-    except FileNotFoundError as error:
-        warnings.warn(f"{error}; {output_dir} has no tokenizer either", stacklevel=2)
+    except (FileNotFoundError, ValueError) as error:
+        warnings.warn(f"{error}; {output_dir} has no tokenizer", stacklevel=2)
     write_atomically(output_dir / "README.md", model_card(model, str(source)))
     return model
 

@@ -23,6 +23,7 @@ from typing import Literal
 
 import torch
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -272,7 +273,8 @@ def instructions(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, leng
             Needs the columns ``instruction`` and ``output``; ``input`` is optional.
         length: tokens kept of each record. Records whose prompt alone fills it are dropped.
     Raises:
-        FileNotFoundError: a path that does not exist. ValueError: a missing column, or no record left.
+        FileNotFoundError: a path that does not exist, or a name the hub does not know. ConnectionError: no hub in reach.
+        ValueError: a missing column, or no record left.
     """
     records = _load_records(source)
     missing = {"instruction", "output"} - set(records.column_names)
@@ -305,7 +307,14 @@ def _load_records(source: str | Path) -> Dataset:
         if path.suffix not in readers:
             raise ValueError(f"{path}: allowed are .json, .jsonl and .parquet files")
         return load_dataset(readers[path.suffix], data_files=str(path), split="train")
-    return load_dataset(str(source), split="train")
+    try:
+        return load_dataset(str(source), split="train")
+    except (ConnectionError, DatasetNotFoundError) as error:
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(
+            f"{source} is no file here, and the hub did not give it ({error}); give a .json, .jsonl or .parquet file "
+            "with the columns instruction and output instead"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------

@@ -23,8 +23,11 @@ from transformers import (
 
 import liger_mini as lm
 from liger_mini.benchmark import state_bytes
-from liger_mini.convert import convert, open_model
+from liger_mini.convert import convert, open_model, open_tokenizer
+from liger_mini.corpus import Collator, instructions
+from liger_mini.demo import load_teacher
 from liger_mini.evaluate import branches
+from liger_mini.paths import data_dir
 
 from .conftest import FAMILIES
 
@@ -277,6 +280,25 @@ def test_convert_from_disk_writes_a_folder_that_loads(tiny, tmp_path):
         assert fact in card
     with pytest.raises(FileExistsError, match="not empty"):
         convert(tmp_path / "teacher", tmp_path / "liger")
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_of_text(tmp_path):
+    tokenizer = load_teacher()[1]
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    opened = open_tokenizer(tmp_path)
+    assert opened.pad_token_id == opened.eos_token_id == tokenizer.eos_token_id
+    rows = instructions(data_dir() / "instructions.jsonl", opened, length=512)
+    batch = Collator(opened.pad_token_id)([rows[0], rows[1]])
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert (batch["labels"][padding] == -100).all()
+    ends = (batch["input_ids"] == opened.eos_token_id) & ~padding
+    assert (batch["labels"][ends] == opened.eos_token_id).all()  # the ends of answers are still learned
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no end-of-text token"):
+        open_tokenizer(tmp_path)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from datasets.exceptions import DatasetNotFoundError
 
 from liger_mini import corpus
 from liger_mini.paths import data_dir
@@ -103,3 +104,14 @@ def test_collator_pads_right_and_hides_it():
     assert torch.equal(batch["input_ids"], torch.tensor([[1, 2, 3], [4, 9, 9]]))
     assert torch.equal(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
     assert torch.equal(batch["labels"], torch.tensor([[-100, 2, 3], [4, -100, -100]]))
+
+
+@pytest.mark.parametrize("answer", [ConnectionError("no route"), DatasetNotFoundError("unknown or gated")], ids=repr)
+def test_instructions_the_hub_does_not_give_are_explained(teacher, monkeypatch, answer):
+    def load_dataset(*args, **kwargs):
+        raise answer
+
+    monkeypatch.setattr(corpus, "load_dataset", load_dataset)
+    kind = ConnectionError if isinstance(answer, ConnectionError) else FileNotFoundError
+    with pytest.raises(kind, match=r"did not give it \(.*\); give a .json, .jsonl or .parquet file"):
+        corpus.instructions("someone/alpaca", teacher[1])
