@@ -69,7 +69,7 @@ def gated_recurrence(
         check_width("log_gate", log_gate, "k", k)
     check_gate(log_gate, backend)
     shapes = {"initial_state": (*k.shape[2:], v.shape[-1])}
-    o, (state,) = _run(form, q, (k, v), (log_gate,), (initial_state,), shapes, cu_seqlens, backend)
+    o, (state,) = _run(form, q, (k, v), log_gate, (initial_state,), shapes, cu_seqlens, backend)
     return o, state
 
 
@@ -105,7 +105,7 @@ def slot_recurrence(
     shapes = {"initial_state[0]": (*k.shape[2:], M), "initial_state[1]": (k.shape[2], M, v.shape[-1])}
     if initial_state is not None and (not isinstance(initial_state, tuple) or len(initial_state) != 2):
         raise ValueError(f"initial_state is a {type(initial_state).__name__}; it must be a pair (K̃ᵀ, Ṽ)")
-    return _run(form, q, (k, v, slot_write), (log_gate,), initial_state or (None, None), shapes, cu_seqlens, backend)
+    return _run(form, q, (k, v, slot_write), log_gate, initial_state or (None, None), shapes, cu_seqlens, backend)
 
 
 def explain_backend(device: torch.device | str = "cpu") -> str:
@@ -131,7 +131,7 @@ def _run(
     form: Callable,
     q: Tensor,
     inputs: Sequence[Tensor],  # k, v and what else is written
-    gates: Sequence[Tensor],
+    log_gate: Tensor,
     states: Sequence[Tensor | None],
     shapes: dict[str, tuple[int, ...]],
     cu_seqlens: Tensor | None,
@@ -141,7 +141,7 @@ def _run(
     B, T = q.shape[:2]
     ends = None if cu_seqlens is None else document_ends(cu_seqlens, B, T)
     N, dtype = B if ends is None else len(ends) - 1, inputs[1].dtype
-    compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs, *gates)), torch.float32)
+    compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs, log_gate)), torch.float32)
     for (name, shape), state in zip(shapes.items(), states):
         if state is not None:
             check_state(name, state, (N, *shape), q)
@@ -149,30 +149,30 @@ def _run(
         q.new_zeros(N, *shape, dtype=compute) if state is None else state.to(compute)
         for shape, state in zip(shapes.values(), states)
     )
-    gates = [x.to(compute) for x in gates]
+    log_gate = log_gate.to(compute)
     if backend == "triton":
-        return _run_triton(form, q, inputs, gates, states, cu_seqlens)
-    q, *inputs = (x.to(compute) for x in (q, *inputs))
+        return _run_triton(form, q, (*inputs, log_gate), states, cu_seqlens)
+    inputs = [x.to(compute) for x in (q, *inputs, log_gate)]
     if ends is None:
-        o, states = _call(form, (q, *inputs, *gates), states)
+        o, states = _call(form, inputs, states)
         return o.to(dtype), states
     outputs, finals = [], []
     for n, (start, end) in enumerate(itertools.pairwise(ends)):
         final = tuple(S[n : n + 1] for S in states)
         if end > start:
-            o, final = _call(form, [x[:, start:end] for x in (q, *inputs, *gates)], final)
+            o, final = _call(form, [x[:, start:end] for x in inputs], final)
             outputs.append(o)
         finals.append(final)
     return torch.cat(outputs, dim=1).to(dtype), tuple(torch.cat(S) for S in zip(*finals))
 
 
-def _run_triton(form, q, inputs, gates, states, cu_seqlens) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _run_triton(form, q, inputs, states, cu_seqlens) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head."""
     groups = q.shape[2] // inputs[0].shape[2]
     if groups > 1:
-        inputs, gates = ([x.repeat_interleave(groups, dim=2) for x in xs] for xs in (inputs, gates))
+        inputs = [x.repeat_interleave(groups, dim=2) for x in inputs]
         states = [S.repeat_interleave(groups, dim=1) for S in states]
-    o, states = _call(form, (q, *inputs, *gates), states, cu_seqlens)
+    o, states = _call(form, (q, *inputs), states, cu_seqlens)
     return o, tuple(S[:, ::groups] for S in states)
 
 
