@@ -82,7 +82,7 @@ def spread_bars(
 
 
 def remedies(rows: Sequence[Mapping[str, Any]], teacher: float) -> go.Figure:
-    """Recall outside against training steps, transfer included, one dot a recovery; the paper's among them.
+    """Recall outside against training steps, transfer included, one dot a recovery.
 
     Args:
         rows: name, steps (transfer and all), outside (both branches), window_only. teacher: its recall outside.
