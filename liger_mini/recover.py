@@ -36,6 +36,10 @@ from liger_mini.corpus import IGNORE, Collator
 from liger_mini.objectives import DistillationTrainer, TransferTrainer, WindowDropout
 from liger_mini.paths import write_atomically
 
+# transformers renames this argument within its version 5
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
 
 
@@ -257,8 +261,12 @@ def _training_arguments(
         warmup_steps=0.02,
         weight_decay=recipe.weight_decay,
         bf16=recipe.bf16,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind loses gradients where inputs have none
+        **{
+            CHECKPOINTING: recipe.gradient_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {
+                "use_reentrant": False
+            },  # the other kind loses gradients where inputs have none
+        },
         logging_steps=log_every,
         logging_nan_inf_filter=False,  # the Trainer would log the mean of the finite losses instead
         save_steps=save_every,
