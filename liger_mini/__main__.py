@@ -132,7 +132,7 @@ def recover(options: argparse.Namespace) -> None:
     if not PartialState().is_main_process:  # torchrun: the others have the same
         return
     if not result.merged:
-        print(f"{output_dir / 'adapter'}: saved, not merged; see data/accelerate/fsdp-8b.yaml")
+        print(f"{output_dir / 'adapter'}: saved; to merge it, run the same command in one process")
         return
     model.save_pretrained(output_dir / "model")
     tokenizer.save_pretrained(output_dir / "model")

@@ -57,40 +57,60 @@ class DistillationTrainer(Trainer):
         student = _scored(outputs.logits, inputs["labels"])
         targets = inputs["labels"][:, 1:]
         targets = targets[targets != IGNORE]
-        count = len(targets) if num_items_in_batch is None else num_items_in_batch
         next_token = F.cross_entropy(student, targets, reduction="sum")
         kl = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="sum", log_target=True)
-        loss = ((1 - self.weight) * next_token + self.weight * kl) / count
+        total = (1 - self.weight) * next_token + self.weight * kl
+        if num_items_in_batch is None:
+            loss = total / len(targets)
+        else:  # of all processes, over whose gradients DDP takes the mean
+            loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
 
 class TransferTrainer(Trainer):
-    """‖student's attention output - teacher's‖² / ‖teacher's‖², the mean over layers, on the teacher's own inputs."""
+    """‖student's attention output - teacher's‖² / ‖teacher's‖², the mean over layers, on the teacher's own inputs.
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        unwrapped = self.accelerator.unwrap_model(model)
-        layers, calls = liger_layers(unwrapped), {}
-        hooks = [layer.register_forward_hook(_record(calls, i), with_kwargs=True) for i, layer in enumerate(layers)]
+    One pass: every layer notes its error and hands on what the teacher would have, so that the next one reads the teacher's
+    input. The pass goes through the wrapped model, and the loss is its output, so that DDP sees what is trained.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "attention transfer does not run under FSDP, which gathers a block's weights for the way back only where its "
+                "output is trained; use torchrun (DDP), or transfer_steps=0"
+            )
+        self.model_accepts_loss_kwargs = False  # a mean, which the Trainer divides by the number of micro-batches
+
+    def train(self, *args, **kwargs):
+        model, sums = self.accelerator.unwrap_model(self.model), {}
+
+        def compare(layer, args, kwargs, output):
+            with as_teacher(model):
+                target = layer.forward(*args, **kwargs)[0]
+            mask = kwargs.get("padding_mask")
+            real = ... if mask is None else mask.bool()
+            difference = output[0][real] - target[real]
+            sums[layer] = difference.float().square().sum(), target[real].float().square().sum()
+            return target, *output[1:]
+
+        def report(model, args, output):
+            errors, targets = (torch.stack(x) for x in zip(*sums.values()))
+            return {"loss": (errors / self.accelerator.reduce(targets, "mean")).mean()}  # the batch of all processes
+
+        # until the end: gradient checkpointing calls the layers again on the way back
+        hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in liger_layers(model)]
+        hooks.append(model.register_forward_hook(report))
         try:
-            with as_teacher(unwrapped):
-                unwrapped(**_without_labels(inputs))
+            return super().train(*args, **kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
-        real = inputs["attention_mask"].bool() if "attention_mask" in inputs else ...
-        errors = []
-        for i, layer in enumerate(layers):
-            kwargs, target = calls[i]
-            difference = layer(**kwargs)[0][real] - target[real]
-            errors.append(difference.float().square().mean() / target[real].float().square().mean())
-        return torch.stack(errors).mean()
 
-
-def _record(calls: dict, i: int):
-    def hook(layer, args, kwargs, output) -> None:
-        calls[i] = ({**kwargs, "past_key_values": None}, output[0])
-
-    return hook
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**_without_labels(inputs), use_cache=False)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
 
 class WindowDropout(TrainerCallback):

@@ -95,7 +95,8 @@ class Recovery:
 
     Attributes:
         losses: (step, mean training loss since the last entry).
-        merged: whether the adapter is in the model's weights now; FSDP leaves that to a single process.
+        merged: whether the adapter is in the model's weights now. After FSDP it is not: the same call in one process
+            finds the finished run and merges it.
     """
 
     recipe: Recipe
@@ -124,7 +125,7 @@ def recover(
 
     Under `torchrun` or `accelerate launch` the batch is spread over the processes (the Trainer's DDP): same global batch,
     same losses. Running the same call again after an interruption goes on from the last complete checkpoint, to the
-    same losses. A finished run is loaded, not repeated.
+    same losses. A finished run is not repeated: its adapter is loaded and merged.
 
     Args:
         dataset: rows of `input_ids` and `labels` (-100 = not scored), lists of equal length.
@@ -143,6 +144,8 @@ def recover(
     if processes.is_main_process:
         _claim(output_dir, model, dataset, recipe)
     processes.wait_for_everyone()
+    if (output_dir / "result.json").is_file():
+        return _finished(model, output_dir)
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     use_cache, model.config.use_cache = model.config.use_cache, False
     lora = LoraConfig(
@@ -352,6 +355,15 @@ def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: R
     else:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(run, indent=1))
+
+
+def _finished(model: PreTrainedModel, output_dir: Path) -> Recovery:
+    """What a finished run measured; its adapter, merged into the model."""
+    with quiet_peft():
+        PeftModel.from_pretrained(model, output_dir / "adapter").merge_and_unload()
+    result = json.loads((output_dir / "result.json").read_text("utf-8"))
+    losses = [(step, loss) for step, loss in result["losses"]]
+    return Recovery(**{**result, "recipe": Recipe(**result["recipe"]), "losses": losses, "merged": True})
 
 
 def _last_complete_checkpoint(folder: Path) -> str | None:

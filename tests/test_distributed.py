@@ -1,0 +1,133 @@
+"""Several processes have the losses of one: DDP with torchrun, FSDP with our configuration file, over gloo on a CPU.
+
+Another order of summing is all that may differ.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import liger_mini as lm
+from liger_mini.paths import data_dir
+
+from .test_recover import RECIPE, UnequalRows
+
+SCRIPT = textwrap.dedent(
+    """
+    import json, os, sys
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        make = AcceleratorState.__init__
+
+        def make_with_fsdp(self, *args, **kwargs):
+            # accelerate leaves FSDP to processes with a GPU each; torch's FSDP itself shards on a CPU as well
+            PartialState(cpu=True)
+            if not AcceleratorState._shared_state:
+                PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+            make(self, *args, **kwargs)
+
+        AcceleratorState.__init__ = make_with_fsdp
+
+    import liger_mini as lm
+    from tests.test_distributed import RECIPE, UnequalRows
+    from transformers import LlamaForCausalLM
+    from liger_mini.recover import Recipe
+
+    folder, output_dir, recipe = sys.argv[1:]
+    model = lm.linearize(LlamaForCausalLM.from_pretrained(folder), window=4)
+    lm.recover(model, UnequalRows(), output_dir=output_dir, recipe=Recipe(**json.loads(recipe)), save_every=4, log_every=1)
+    sharded = any(hasattr(p, "placements") for p in model.parameters())
+    assert sharded == (os.environ.get("ACCELERATE_USE_FSDP") == "true")
+    """
+)
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
+FSDP = ["-m", "accelerate.commands.launch", "--config_file", str(data_dir() / "accelerate" / "fsdp-8b.yaml")]
+FSDP += ["--mixed_precision", "no", "--num_processes", "2"]
+OBJECTIVES = {
+    "next token": {},
+    "distillation": {"distillation": 0.5},
+    "transfer": {"transfer_steps": 4},
+    "in micro-batches": {"distillation": 0.5, "micro_batch_size": 1, "gradient_checkpointing": True},
+}
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """Recover a small saved teacher in a process group of its own; returns the finished process."""
+    tiny().save_pretrained(tmp_path / "teacher")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+
+    def launch(how, name, **changes):
+        recipe = dataclasses.asdict(dataclasses.replace(RECIPE, **changes))
+        return subprocess.run(
+            [sys.executable, *how, script, tmp_path / "teacher", tmp_path / name, json.dumps(recipe)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        )
+
+    return launch
+
+
+def result(done, folder):
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+def losses(folder, stage="."):
+    return [json.loads(line)["loss"] for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_processes_have_the_losses_of_one(run, tmp_path, objective):
+    """DDP, with rows of unequal length: half the batch each, and different numbers of tokens."""
+    one, two = (
+        result(run([*TORCHRUN, f"--nproc-per-node={n}"], str(n), **OBJECTIVES[objective]), tmp_path / str(n))
+        for n in (1, 2)
+    )
+    assert len(one["losses"]) == 8
+    assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], rel=1e-4)
+    assert two["tokens"] == one["tokens"]
+    if "transfer_steps" in OBJECTIVES[objective]:
+        assert losses(tmp_path / "2", "transfer") == pytest.approx(losses(tmp_path / "1", "transfer"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["next token", "in micro-batches"])
+def test_fsdp_has_the_losses_of_one_process_goes_on_and_is_merged_by_one(run, tiny, tmp_path, objective):
+    """The file for 8B, with two processes: sharded weights, a resume, an adapter that one process merges."""
+    changes, folder = OBJECTIVES[objective], tmp_path / "fsdp"
+    one = result(run([], "one", **changes), tmp_path / "one")
+    two = result(run(FSDP, "fsdp", **changes), folder)
+    assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], rel=1e-4)
+    assert not two["merged"]
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-8")
+    (folder / "result.json").unlink()
+    assert losses(folder) == [loss for _, loss in result(run(FSDP, "fsdp", **changes), folder)["losses"]]
+    merged = {}
+    for name in ("one", "fsdp"):
+        model = lm.linearize(type(tiny()).from_pretrained(tmp_path / "teacher"), window=4)
+        recipe = dataclasses.replace(RECIPE, **changes)
+        assert lm.recover(model, UnequalRows(), output_dir=tmp_path / name, recipe=recipe).merged
+        merged[name] = model.state_dict()
+    torch.testing.assert_close(merged["fsdp"], merged["one"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_attention_transfer_under_fsdp_is_refused(run):
+    done = run(FSDP, "fsdp", transfer_steps=4)
+    assert done.returncode != 0
+    assert "attention transfer does not run under FSDP" in done.stderr
