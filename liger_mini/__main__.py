@@ -180,17 +180,24 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def _describe_ablation(parser: argparse.ArgumentParser) -> None:
+    from liger_mini.ablation import TABLES
+
     _output_dir("runs/ablation")(parser)
+    parser.add_argument("--table", choices=TABLES, default="paper", help="paper: Table 6; memory: recall, chapter 09")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant once a seed")
     parser.add_argument("--variants", nargs="+", default=None, help="some of them; all by default")
-    parser.add_argument("--steps", type=int, default=None, help="of each recovery; None: the quick recipe's")
+    for name in ("steps", "transfer_steps"):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, default=argparse.SUPPRESS, help="of each recovery, if not the table's")
 
 
 def ablation(options: argparse.Namespace) -> None:
-    """the paper's Table 6 and every structure on the embedded teacher, over seeds; resumes"""
-    from liger_mini.ablation import VARIANTS, run
+    """the paper's Table 6, or every structure's recall, on the embedded teacher, over seeds; resumes"""
+    from liger_mini.ablation import run
 
-    run(options.output_dir, seeds=options.seeds, variants=options.variants or VARIANTS, steps=options.steps)
+    changes = {name: getattr(options, name) for name in ("steps", "transfer_steps") if hasattr(options, name)}
+    how = {"table": options.table, "seeds": options.seeds, "variants": options.variants}
+    run(options.output_dir, **how, **changes)
 
 
 def _describe_harness(parser: argparse.ArgumentParser) -> None:

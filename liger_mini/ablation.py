@@ -1,4 +1,7 @@
-"""What does each part contribute? The paper's Table 6 on the embedded teacher, its Table 5, and the rest of Table 1.
+"""What does each part contribute? Two tables on the embedded teacher.
+
+* "paper": the paper's Table 6, its Table 5, and the rest of Table 1, with the paper's recipe.
+* "memory": how far every structure's recall gets with a long memory and the recipe made for recall (chapter 09).
 
 Every variant is linearized, recovered with the same recipe and data, and measured with its branch ablation, for several
 seeds. A finished (variant, seed) is a file of its own, so an interrupted run goes on where it was.
@@ -97,6 +100,36 @@ VARIANTS: dict[str, Variant] = {
         for structure in ("gsa", "hgrn2", "rwkv6", "mamba2", "gated_retention", "mlstm", "lightning", "lightnet")
     },
 }
+# tempers: the best that was found for recall where the write is tied to the gate (16), else one beyond the context
+REMEMBERING: dict[str, Variant] = {
+    structure: Variant({"structure": structure, "temper": temper})
+    for structure, temper in {
+        "linear": None,
+        "lightning": None,
+        "gated_retention": 1024,
+        "mamba2": 1024,
+        "mlstm": 1024,
+        "gla": 1024,
+        "rwkv6": 1024,
+        "hgrn2": 16,
+        "gsa": 16,
+        "lightnet": None,
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants, and the recipe they all get."""
+
+    variants: dict[str, Variant]
+    recipe: Recipe
+
+
+TABLES = {
+    "paper": Comparison(VARIANTS, RECIPES["quick"]),
+    "memory": Comparison(REMEMBERING, dataclasses.replace(RECIPES["recall"], transfer_steps=300, steps=500)),
+}
 PAPER_PERPLEXITY = {  # Table 6: Llama-3-8B, validation perplexity on cleaned Alpaca
     "full": 2.96,
     "random gate projection": 3.16,
@@ -116,7 +149,8 @@ def run_one(variant: Variant, recipe: Recipe, held_out: HeldOut, output_dir: Pat
     if variant.change:
         variant.change(model)
     if variant.lora:
-        rows = World(tokenizer, recipe.steps * recipe.batch_size, seed=recipe.seed)
+        steps = max(recipe.steps, recipe.transfer_steps)
+        rows = World(tokenizer, steps * recipe.batch_size, seed=recipe.seed)
         recover(model, rows, output_dir=output_dir, recipe=recipe, train_in_full=variant.train_in_full)
     return {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
 
@@ -124,46 +158,62 @@ def run_one(variant: Variant, recipe: Recipe, held_out: HeldOut, output_dir: Pat
 def run(
     output_dir: str | Path = "runs/ablation",
     *,
+    table: str = "paper",
     seeds: Sequence[int] = (0, 1, 2),
-    variants: Iterable[str] = tuple(VARIANTS),
-    steps: int | None = None,
+    variants: Iterable[str] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """The table; writes ``ablation.json`` into `output_dir`.
+    """One of the tables; writes ``ablation.json`` into `output_dir`.
 
     Args:
+        table: "paper" or "memory".
         seeds: of LoRA, the data and what a variant draws at random; the held-out rows stay the same.
-        steps: of each recovery; None takes the quick recipe's.
+        variants: some of the table's; None takes all.
+        changes: fields of the table's recipe that are to be different, such as `steps`.
     Raises:
-        ValueError: an unknown variant.
+        ValueError: an unknown table or variant.
+        FileExistsError: `output_dir` holds results of another recipe.
     """
-    output_dir, recipe = Path(output_dir), RECIPES["quick"]
-    recipe = dataclasses.replace(recipe, steps=steps or recipe.steps)
-    variants = list(variants)
-    if unknown := set(variants) - set(VARIANTS):
-        raise ValueError(f"unknown variants {sorted(unknown)}: allowed are {', '.join(map(repr, VARIANTS))}")
+    if table not in TABLES:
+        raise ValueError(f"unknown table {table!r}: allowed are {', '.join(map(repr, TABLES))}")
+    chosen, recipe = TABLES[table].variants, dataclasses.replace(TABLES[table].recipe, **changes)
+    variants = list(chosen if variants is None else variants)
+    if unknown := set(variants) - set(chosen):
+        raise ValueError(f"unknown variants {sorted(unknown)}: allowed are {', '.join(map(repr, chosen))}")
+    output_dir = Path(output_dir)
+    _claim(output_dir / "recipe.json", {"table": table, **dataclasses.asdict(recipe)})
     teacher, tokenizer = load_teacher()
     held_out = HeldOut(tokenizer)
-    result: dict[str, Any] = {"recipe": dataclasses.asdict(recipe), "seeds": list(seeds), "window": WINDOW}
+    result: dict[str, Any] = {"table": table, "recipe": dataclasses.asdict(recipe), "seeds": list(seeds)}
+    result["window"] = WINDOW
     result["teacher"] = evaluate(teacher, held_out, window=WINDOW).to_dict()
-    result["paper_perplexity"] = PAPER_PERPLEXITY  # another model and corpus: the order of the lines may be compared
+    if table == "paper":
+        result["paper_perplexity"] = PAPER_PERPLEXITY  # another model and corpus: the order may be compared
     result["variants"] = {}
     for name in variants:
         runs = []
         for seed in seeds:
-            path = output_dir / f"{name.replace(' ', '-')}-{recipe.steps}-{seed}.json"
+            path = output_dir / f"{name.replace(' ', '-')}-{seed}.json"
             if not path.is_file():
-                folder = output_dir / path.stem
-                report = run_one(VARIANTS[name], dataclasses.replace(recipe, seed=seed), held_out, folder)
+                seeded = dataclasses.replace(recipe, seed=seed)
+                report = run_one(chosen[name], seeded, held_out, output_dir / path.stem)
                 write_atomically(path, json.dumps(report, indent=1))
             runs.append(json.loads(path.read_text()))
-        result["variants"][name] = {"summary": summary(runs), "runs": runs}
-        print(
-            f"{name:24}"
-            + "".join(f"  {k} {m:.3f} ± {s:.3f}" for k, (m, s) in result["variants"][name]["summary"].items())
-        )
+        numbers = summary(runs)
+        result["variants"][name] = {"linearize": chosen[name].linearize, "summary": numbers, "runs": runs}
+        print(f"{name:24}" + "".join(f"  {k} {m:.3f} ± {s:.3f}" for k, (m, s) in numbers.items()), flush=True)
     result["provenance"] = provenance()
     write_atomically(output_dir / "ablation.json", json.dumps(result, indent=1))
     return result
+
+
+def _claim(path: Path, recipe: dict[str, Any]) -> None:
+    """One folder holds one table with one recipe, whatever seeds and variants are asked for."""
+    if path.is_file():
+        if json.loads(path.read_text()) != recipe:
+            raise FileExistsError(f"{path.parent} holds results of another table or recipe; use another folder")
+    else:
+        write_atomically(path, json.dumps(recipe, indent=1))
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:

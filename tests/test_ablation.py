@@ -9,7 +9,6 @@ import liger_mini as lm
 from liger_mini import ablation
 from liger_mini.attention import liger_layers
 from liger_mini.evaluate import HeldOut
-from liger_mini.recover import Recipe
 
 from .test_recover import RECIPE, Rows
 
@@ -69,26 +68,47 @@ def test_the_new_modules_are_trained_in_full(tiny, tmp_path, name):
     assert all(not torch.equal(after[n], p) for n, p in before.items())
 
 
+SMALL = {"steps": 2, "batch_size": 2}
+
+
 @pytest.mark.slow
 def test_one_command_makes_the_table_and_goes_on_where_it_was(monkeypatch, tmp_path):
     monkeypatch.setattr(ablation, "HeldOut", lambda tokenizer: HeldOut(tokenizer, stories=2, documents=1))
-    monkeypatch.setitem(ablation.RECIPES, "quick", Recipe(batch_size=2))
     chosen = ["full", "no LoRA", "no recurrence"]
-    first = ablation.run(tmp_path, seeds=(0, 1), variants=chosen, steps=2)
+    first = ablation.run(tmp_path, seeds=(0, 1), variants=chosen, **SMALL)
     written = json.loads((tmp_path / "ablation.json").read_text())
     assert list(written["variants"]) == chosen
     assert len(written["variants"]["full"]["runs"]) == 2
     assert written["paper_perplexity"]["full"] == 2.96
     monkeypatch.setattr(ablation, "run_one", lambda *args: pytest.fail("a finished run was repeated"))
-    assert ablation.run(tmp_path, seeds=(0, 1), variants=chosen, steps=2)["variants"] == first["variants"]
+    assert ablation.run(tmp_path, seeds=(0, 1), variants=chosen, **SMALL)["variants"] == first["variants"]
+    with pytest.raises(FileExistsError, match="another table or recipe"):
+        ablation.run(tmp_path, table="memory", **SMALL)
 
 
-def test_an_unknown_variant_is_refused(tmp_path):
+@pytest.mark.slow
+def test_the_memory_table_transfers_and_keeps_its_tempers(monkeypatch, tmp_path):
+    monkeypatch.setattr(ablation, "HeldOut", lambda tokenizer: HeldOut(tokenizer, stories=2, documents=1))
+    result = ablation.run(tmp_path, table="memory", seeds=(1,), variants=["hgrn2"], transfer_steps=3, **SMALL)
+    assert result["variants"]["hgrn2"]["linearize"] == {"structure": "hgrn2", "temper": 16}
+    run = json.loads((tmp_path / "hgrn2-1" / "run.json").read_text())
+    assert run["liger"]["temper"] == 16
+    assert run["rows"] == 3 * 2  # the longer of the two stages
+    assert (run["recipe"]["rank"], run["recipe"]["seed"]) == (64, 1)
+
+
+def test_an_unknown_table_or_variant_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"unknown variants \['no luck'\]: allowed are 'full'"):
         ablation.run(tmp_path, variants=["no luck"])
+    with pytest.raises(ValueError, match=r"unknown table 'chairs': allowed are 'paper', 'memory'"):
+        ablation.run(tmp_path, table="chairs")
 
 
-def test_every_structure_is_in_the_table():
-    covered = {v.linearize.get("structure", "gla") for v in ablation.VARIANTS.values()}
+@pytest.mark.parametrize("table", ablation.TABLES)
+def test_every_structure_is_in_the_tables(table):
+    covered = {v.linearize.get("structure", "gla") for v in ablation.TABLES[table].variants.values()}
     assert covered == set(lm.structures)
+
+
+def test_the_papers_lines_are_in_its_table():
     assert set(ablation.PAPER_PERPLEXITY) <= set(ablation.VARIANTS)
