@@ -9,7 +9,8 @@ EXECUTED := $(SITE)/.executed
 # megabytes a widget that a page without a kernel has no use for
 WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
-.PHONY: demo lab test book record lint clean setup
+.PHONY: demo lab test book record gpu lint clean setup
+MINUTES := 8
 
 demo: $(READY)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
 	$(BIN)/python -m liger_mini demo
@@ -38,6 +39,12 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 
 record: $(READY)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
 	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 notebooks
+
+gpu: $(READY)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
+	$(BIN)/python -m liger_mini equivalence --output data/results/equivalence-gpu.json
+	$(BIN)/python -m liger_mini benchmark --output data/results/benchmark-gpu.json
+	$(BIN)/python -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu
+	cp runs/walk-gpu/walk.json data/results/walk-gpu.json
 
 lint: $(READY)  ## ruff: style, imports, formatting, and notebooks without outputs
 	$(BIN)/ruff check .

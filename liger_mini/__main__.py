@@ -139,7 +139,8 @@ def recover(options: argparse.Namespace) -> None:
     recovery = f"LoRA of rank {recipe.rank}, {result.tokens:,} tokens of {options.data}"
     write_atomically(output_dir / "model" / "README.md", model_card(model, options.model, recovery))
     last = f"; last loss {result.losses[-1][1]:.3f}" if result.losses else ""
-    print(f"{output_dir / 'model'}: recovered, {result.tokens:,} tokens in {result.seconds:.0f} s{last}")
+    peak = "" if result.peak_bytes is None else f"; peak {result.peak_bytes / 1e9:.2f} GB"
+    print(f"{output_dir / 'model'}: recovered, {result.tokens:,} tokens in {result.seconds:.0f} s{last}{peak}")
 
 
 def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -264,7 +265,9 @@ def walk(options: argparse.Namespace) -> None:
     else:
         tokenizer = load_teacher()[1]
         teacher = one_billion(tokenizer).to(device)
-        about = pretrain(teacher, tokenizer, Path(options.output_dir) / "teacher", minutes=options.minutes)
+        folder = Path(options.output_dir) / "teacher"
+        about = pretrain(teacher, tokenizer, folder, minutes=options.minutes, length=options.length)
+        teacher.to(torch.bfloat16 if device == "cuda" else torch.float32)  # as models of this size come
     dataset = _rows(options.data, tokenizer, options.length, recipe)
     held_out = HeldOut(tokenizer, length=options.length)
     settings = _settings(options)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,11 @@ from transformers.trainer_callback import ProgressCallback
 from liger_mini.corpus import IGNORE, Collator
 from liger_mini.objectives import DistillationTrainer, TransferTrainer, WindowDropout
 from liger_mini.paths import write_atomically
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 # transformers renames this argument within its version 5
 CHECKPOINTING = (
@@ -97,6 +103,8 @@ class Recovery:
         losses: (step, mean training loss since the last entry).
         merged: whether the adapter is in the model's weights now. After FSDP it is not: the same call in one process
             finds the finished run and merges it.
+        peak_bytes: the most memory this process had at once: of its GPU during the recovery, or, without one, of the
+            process since it began. None where the system does not tell.
     """
 
     recipe: Recipe
@@ -106,6 +114,7 @@ class Recovery:
     parameters: int
     parameters_trained: int
     merged: bool = True
+    peak_bytes: int | None = None
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -146,6 +155,8 @@ def recover(
     processes.wait_for_everyone()
     if (output_dir / "result.json").is_file():
         return _finished(model, output_dir)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     use_cache, model.config.use_cache = model.config.use_cache, False
     lora = LoraConfig(
@@ -195,6 +206,7 @@ def recover(
         parameters=total - trained,
         parameters_trained=trained,
         merged=not trainer.is_fsdp_enabled,
+        peak_bytes=_peak_bytes(),
     )
     if processes.is_main_process:
         write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
@@ -300,6 +312,9 @@ class _MetricsLog(TrainerCallback):
         self.before = self.rows[-1]["seconds"] if self.rows else 0.0
         self.start = time.perf_counter()
 
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_log |= state.global_step >= state.max_steps  # the last steps, too
+
     def on_log(self, args, state, control, logs, **kwargs) -> None:
         if "loss" not in logs:  # the closing summary
             return
@@ -355,6 +370,15 @@ def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: R
     else:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(run, indent=1))
+
+
+def _peak_bytes() -> int | None:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _finished(model: PreTrainedModel, output_dir: Path) -> Recovery:

@@ -31,6 +31,10 @@ def test_the_whole_walk_on_a_small_model(teacher, tmp_path):
     about = walk.pretrain(model, tokenizer, tmp_path / "teacher", minutes=0.05, length=64, batch_size=4)
     assert about["tokens"] >= 64 * 4
     assert about["parameters"] == model.num_parameters()
+    torch.manual_seed(1)
+    again = walk.one_billion(tokenizer, **SMALL)
+    assert walk.pretrain(again, tokenizer, tmp_path / "teacher", minutes=60) == json.loads(json.dumps(about))
+    torch.testing.assert_close(again.state_dict(), model.state_dict())  # loaded, not trained for an hour
     recipe = Recipe(steps=4, batch_size=2)
     result = walk.walk(
         model,
@@ -51,6 +55,14 @@ def test_the_whole_walk_on_a_small_model(teacher, tmp_path):
     assert linear[0]["state_bytes"] == linear[1]["state_bytes"]
     assert softmax[1]["state_bytes"] > softmax[0]["state_bytes"]
     assert written["provenance"]["gpu"] is None or torch.cuda.is_available()
+
+
+def test_rows_that_hold_no_question_outside_are_pointed_out(teacher, tmp_path):
+    model, tokenizer = walk.one_billion(teacher[1], **SMALL), teacher[1]
+    held_out = HeldOut(tokenizer, stories=2, documents=1, length=64)
+    how = {"recipe": Recipe(steps=1, batch_size=1), "held_out": held_out, "contexts": (8,), "window": 40}
+    with pytest.warns(UserWarning, match="windows of 40 in 2 layers reach 78 tokens, and rows have 64"):
+        walk.walk(model, tokenizer, World(tokenizer, 1, length=64), tmp_path, **how)
 
 
 def test_pretraining_rows_repeat_themselves(teacher):
