@@ -1,4 +1,4 @@
-"""The commands end to end on the embedded teacher: convert, recover, evaluate."""
+"""The commands end to end on the embedded teacher: convert, recover, evaluate, harness."""
 
 import json
 
@@ -12,7 +12,7 @@ TEACHER = str(data_dir() / "teacher")
 
 
 @pytest.mark.slow
-def test_convert_recover_evaluate(tmp_path, capsys):
+def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
     folder = tmp_path / "linear"
     assert (
         main(["convert", "--model", TEACHER, "--structure", "gated_retention", "--window", "16", "--out", str(folder)])
@@ -32,6 +32,11 @@ def test_convert_recover_evaluate(tmp_path, capsys):
     assert set(result["branches"]) == {"both", "window only", "recurrence only", "neither"}
     assert 0 < result["text"]["loss"] < 20
     assert {row["depth"] for row in result["needle"]} == {0.1, 0.5, 0.9}
+    harness = ["harness", "--model", str(tmp_path / "run" / "model"), "--limit", "8"]
+    assert main([*harness, "--output", str(tmp_path / "harness.json")]) == 0
+    written = json.loads((tmp_path / "harness.json").read_text())
+    assert 0 <= written["scores"]["tinyworld"]["acc,none"] <= 0.5  # after 10 steps; the teacher: 0.8 or more
+    assert written["limit"] == 8
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 
 import liger_mini as lm
-from liger_mini.demo import load_teacher
-from liger_mini.harness import harness, tinyworld_documents
+from liger_mini.demo import load_recovered, load_teacher
+from liger_mini.harness import harness, tinyworld_documents, tinyworld_task
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install -e '.[dev]')")
 
@@ -26,3 +26,17 @@ def test_the_harness_tells_a_teacher_from_an_unrecovered_model():
     linearized = lm.linearize(teacher, window=16)
     broken = harness(linearized, tokenizer, ["tinyworld"], limit=24)["tinyworld"]["acc,none"]
     assert broken < score - 0.4
+
+
+@pytest.mark.slow
+def test_the_harness_opens_a_folder_itself(tmp_path):
+    """Its own Python API, given nothing but a path (after `import liger_mini`), has the scores of ours."""
+    import lm_eval
+
+    model, tokenizer = load_recovered("recall")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    how = {"model_args": {"pretrained": str(tmp_path)}, "device": "cpu", "batch_size": 8, "log_samples": False}
+    theirs = lm_eval.simple_evaluate(model="hf", tasks=[tinyworld_task(16)], **how)["results"]["tinyworld"]
+    ours = harness(model, tokenizer, ["tinyworld"], limit=16)["tinyworld"]
+    assert theirs["acc,none"] == ours["acc,none"] > 0.5
