@@ -139,6 +139,7 @@ def linearize(
         "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
     ]
     config.architectures = [liger.__name__]
+    config._name_or_path = model.name_or_path = ""  # the folder it came from holds the softmax model
     model.__class__ = liger
     for module in model.modules():  # submodules hold the same config object
         if getattr(module, "config", None) is not None:

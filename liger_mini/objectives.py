@@ -114,7 +114,10 @@ class TransferTrainer(Trainer):
 
 
 class WindowDropout(TrainerCallback):
-    """Before each step every layer loses its window with probability p_0 (1 - step / steps), for that step."""
+    """Before each step every layer loses its window with probability p_0 (1 - step / steps), for that step.
+
+    Who trains puts the branches back afterwards (`liger_mini.evaluate.branches`).
+    """
 
     def __init__(self, model: nn.Module, probability: float, seed: int):
         self.layers, self.probability, self.seed = liger_layers(model), probability, seed
@@ -125,10 +128,6 @@ class WindowDropout(TrainerCallback):
         p = self.probability * (1 - state.global_step / state.max_steps)
         for layer, branches in zip(self.layers, self.branches):
             layer.branches = (1.0, 0.0) if dice.random() < p else branches
-
-    def on_train_end(self, args, state, control, **kwargs) -> None:
-        for layer, branches in zip(self.layers, self.branches):
-            layer.branches = branches
 
 
 def _without_labels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

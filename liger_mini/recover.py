@@ -11,16 +11,17 @@ import functools
 import json
 import math
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
     DataCollatorWithFlattening,
@@ -33,9 +34,12 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
+from liger_mini.attention import liger_layers
 from liger_mini.corpus import IGNORE, Collator
+from liger_mini.evaluate import branches
 from liger_mini.objectives import DistillationTrainer, TransferTrainer, WindowDropout
 from liger_mini.paths import write_atomically
+from liger_mini.run_folder import MetricsLog, claim, explained, identity, is_finished, last_complete_checkpoint
 
 try:
     import resource
@@ -57,7 +61,8 @@ class Recipe:
         rank, alpha: of LoRA on W_q, W_k, W_v. The change of a weight is (alpha / rank) · B A.
         learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
         epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
-        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once).
+        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once). The same losses, but for
+            attention transfer, whose loss is a ratio: there it is the mean over the micro-batches.
         packing: put the rows of a batch one after another into one row, with boundaries that both branches keep; padding
             (the paper's way) if False. The same losses, without the padding's cost.
         transfer_steps: steps of attention transfer before the rest, at the same batch size and peak learning rate.
@@ -84,6 +89,18 @@ class Recipe:
     gradient_checkpointing: bool = False
     bf16: bool = False
     seed: int = 0
+
+    def __post_init__(self):
+        for name, least in {"rank": 1, "steps": 1, "batch_size": 1, "micro_batch_size": 1, "transfer_steps": 0}.items():
+            value, optional = getattr(self, name), name in ("steps", "micro_batch_size")
+            if not (value is None and optional) and (type(value) is not int or value < least):
+                raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ {least}{', or None' * optional}")
+        for name in ("alpha", "learning_rate", "epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are numbers > 0")
+        for name in ("weight_decay", "distillation", "window_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are numbers from 0 to 1")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -137,27 +154,70 @@ def recover(
     same losses. A finished run is not repeated: its adapter is loaded and merged.
 
     Args:
-        dataset: rows of `input_ids` and `labels` (-100 = not scored), lists of equal length.
+        dataset: rows of `input_ids` and `labels` (-100 = not scored) of equal length, at least one of them scored.
         output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
             ``adapter/`` (the PEFT adapter) and ``result.json``; ``transfer/`` the same of attention transfer.
         train_in_full: names of modules that are trained besides LoRA; a linearized model has none that need it.
+        save_every, log_every: steps between checkpoints and between log lines; the first a multiple of the second.
     Raises:
         FileExistsError: `output_dir` holds another run (or something else).
-        ValueError: an empty dataset, or one without the needed columns.
+        ValueError: a model that is not linearized, a dataset or a row that cannot be learned from, or a recovered model
+            whose teacher is asked for again.
+        TypeError: a model inside PEFT, or something that is not one split of a dataset.
         OSError: a checkpoint could not be written; the last complete one is kept.
-        FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+        FloatingPointError: a gradient became NaN or infinite; the last checkpoint is kept.
+        Whatever is raised, the model is as it was before.
     """
     output_dir = Path(output_dir)
-    _check_dataset(dataset, model)
+    _check(model, dataset, recipe)
+    if log_every < 1 or save_every < 1 or save_every % log_every:
+        raise ValueError(f"save_every = {save_every} is not a multiple of log_every = {log_every} ≥ 1")
     processes = PartialState(cpu=not torch.cuda.is_available())
     if processes.is_main_process:
-        _claim(output_dir, model, dataset, recipe)
+        claim(output_dir, identity(model, dataset, recipe, train_in_full))
     processes.wait_for_everyone()
     if (output_dir / "result.json").is_file():
         return _finished(model, output_dir)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with _adapted(model, recipe, train_in_full) as peft_model:
+        trained, total = peft_model.get_nb_trainable_parameters()
+        how = {"dataset": dataset, "recipe": recipe, "save_every": save_every, "log_every": log_every}
+        if recipe.transfer_steps:
+            _train(TransferTrainer, peft_model, output_dir / "transfer", recipe.transfer_steps, **how)
+        callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
+        trainer_class = (
+            functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
+        )
+        trainer, rows = _train(trainer_class, peft_model, output_dir, recipe.steps, callbacks=callbacks, **how)
+        sharded = trainer is not None and trainer.is_fsdp_enabled
+        with explained(output_dir):
+            if sharded:  # weights in pieces: gather the adapter, and leave merging to a single process
+                trainer.save_model(str(output_dir / "adapter"))
+            elif processes.is_main_process:
+                peft_model.save_pretrained(output_dir / "adapter")
+        if not sharded:
+            _merge(peft_model, model)
+    result = Recovery(
+        recipe=recipe,
+        losses=[(row["step"], row["loss"]) for row in rows],
+        seconds=rows[-1]["seconds"],
+        tokens=rows[-1]["tokens"],
+        parameters=total - trained,
+        parameters_trained=trained,
+        merged=not sharded,
+        peak_bytes=_peak_bytes(),
+    )
+    if processes.is_main_process:
+        write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
+    return result
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str]) -> Iterator[PeftModel]:
+    """Inside the `with`, fresh adapters on the model; an error takes them out again, and all settings come back."""
     set_seed(recipe.seed)  # LoRA's A is drawn at random
+    flags = {m: m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")}
     use_cache, model.config.use_cache = model.config.use_cache, False
     lora = LoraConfig(
         r=recipe.rank,
@@ -168,49 +228,21 @@ def recover(
     )
     with quiet_peft():
         peft_model = get_peft_model(model, lora)
-    trained, total = peft_model.get_nb_trainable_parameters()
-    if recipe.transfer_steps:
-        _train(
-            TransferTrainer,
-            peft_model,
-            dataset,
-            output_dir / "transfer",
-            recipe,
-            recipe.transfer_steps,
-            save_every,
-            log_every,
-        )
-    callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
-    trainer_class = (
-        functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
-    )
-    trainer, log = _train(
-        trainer_class, peft_model, dataset, output_dir, recipe, recipe.steps, save_every, log_every, callbacks
-    )
-    if trainer.is_fsdp_enabled:  # weights in pieces: gather the adapter, and leave merging to a single process
-        trainer.save_model(str(output_dir / "adapter"))
-    else:
-        if processes.is_main_process:
-            peft_model.save_pretrained(output_dir / "adapter")
-        peft_model.merge_and_unload()
-    if recipe.gradient_checkpointing:
-        for module in model.modules():  # what transformers' own method does, whose name changes within its version 5
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
-    model.config.use_cache = use_cache
-    result = Recovery(
-        recipe=recipe,
-        losses=[(row["step"], row["loss"]) for row in log.rows],
-        seconds=log.rows[-1]["seconds"] if log.rows else 0.0,
-        tokens=log.rows[-1]["tokens"] if log.rows else 0,
-        parameters=total - trained,
-        parameters_trained=trained,
-        merged=not trainer.is_fsdp_enabled,
-        peak_bytes=_peak_bytes(),
-    )
-    if processes.is_main_process:
-        write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
-    return result
+    try:
+        with branches(model, None):
+            yield peft_model
+    except BaseException:
+        peft_model.unload()
+        raise
+    finally:
+        for module, flag in flags.items():
+            module.gradient_checkpointing = flag
+        model.config.use_cache = use_cache
+
+
+def _merge(peft_model: PeftModel, model: PreTrainedModel) -> None:
+    peft_model.merge_and_unload()
+    model.config.liger = {**model.config.liger, "recovered": True}  # its teacher is no longer inside
 
 
 @contextmanager
@@ -224,36 +256,58 @@ def quiet_peft() -> Iterator[None]:
 def _train(
     trainer_class: Callable[..., Trainer],
     model: PeftModel,
-    dataset: Dataset,
     output_dir: Path,
-    recipe: Recipe,
     steps: int | None,
+    *,
+    dataset: Dataset,
+    recipe: Recipe,
     save_every: int,
     log_every: int,
     callbacks: Sequence[TrainerCallback] = (),
-) -> tuple[Trainer, _MetricsLog]:
-    """One stage, from its last complete checkpoint if it has one."""
-    log = _MetricsLog(output_dir / "metrics.jsonl")
+) -> tuple[Trainer | None, list[dict[str, Any]]]:
+    """One stage, from its last complete checkpoint if it has one: the trainer (None if nothing was left to do), the log."""
+    log, last = MetricsLog(output_dir / "metrics.jsonl"), last_complete_checkpoint(output_dir / "checkpoints")
+    if is_finished(last):  # the Trainer would train a step more
+        model.load_adapter(str(last), "default", is_trainable=True)
+        return None, log.rows
+    collator = Collator(max(model.config.pad_token_id or 0, 0))
+    if recipe.packing:
+        collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     trainer = trainer_class(
         model,
         _training_arguments(output_dir, recipe, steps, save_every, log_every),
         train_dataset=dataset,
-        data_collator=DataCollatorWithFlattening(return_flash_attn_kwargs=True)
-        if recipe.packing
-        else Collator(model.config.pad_token_id or 0),
+        data_collator=functools.partial(_collate, collator, model.config),
         callbacks=[log, *callbacks],
     )
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook than in a terminal
     trainer.add_callback(_ProgressBar)
-    try:
-        trainer.train(resume_from_checkpoint=_last_complete_checkpoint(output_dir / "checkpoints"))
-    except OSError as error:  # disk full, folder gone or read-only
-        last = _last_complete_checkpoint(output_dir / "checkpoints") or "none yet"
-        raise OSError(
-            f"the run in {output_dir} stopped at step {trainer.state.global_step}, because it could not write ({error}); "
-            f"last complete checkpoint: {last}. Make room, or the folder writable, and run the same again: it goes on there"
-        ) from error
-    return trainer, log
+    with explained(output_dir):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return trainer, log.rows
+
+
+def _collate(collator: Callable[[list], dict], config: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch of rows, each looked at first."""
+    return collator([_checked(row, config) for row in rows])
+
+
+def _checked(row: dict[str, Any], config: Any) -> dict[str, list[int]]:
+    """A row as lists, if it can be learned from."""
+    ids, labels = (torch.as_tensor(row[name]).tolist() for name in ("input_ids", "labels"))
+    longest = getattr(config, "max_position_embeddings", None) or math.inf
+    if len(ids) != len(labels):
+        raise ValueError(f"a row has {len(ids)} input_ids and {len(labels)} labels; they must be equally many")
+    if len(ids) > longest:
+        raise ValueError(f"a row has {len(ids)} tokens, and the model's positions end at {longest}; cut the rows")
+    if all(label == IGNORE for label in labels):
+        raise ValueError(f"a row of {len(ids)} tokens has no label to learn from (all are {IGNORE}); leave it out")
+    if max(ids) >= config.vocab_size:
+        raise ValueError(
+            f"a row holds the token {max(ids)}, and the model's vocabulary ends at {config.vocab_size - 1}; is the "
+            "tokenizer another model's?"
+        )
+    return {"input_ids": ids, "labels": labels}
 
 
 def _training_arguments(
@@ -265,9 +319,9 @@ def _training_arguments(
         raise ValueError(
             f"batch_size = {recipe.batch_size} is not a multiple of micro_batch_size x processes = {micro} x {processes}"
         )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
-        max_steps=steps or -1,
+        max_steps=-1 if steps is None else steps,
         num_train_epochs=recipe.epochs,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes),
@@ -293,48 +347,8 @@ def _training_arguments(
         disable_tqdm=False,  # whatever transformers' verbosity is: the bar is ours, with the loss in it
         report_to=[],
     )
-
-
-class _MetricsLog(TrainerCallback):
-    """One JSON line a log: step, loss, learning rate, tokens and seconds, sound across interruptions."""
-
-    def __init__(self, path: Path):
-        self.path, self.rows, self.before = path, [], 0.0
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Keep what the checkpoint we start from has seen, drop what will be run again."""
-        if self.path.is_file():
-            self.rows = [
-                row for row in map(json.loads, self.path.read_text().splitlines()) if row["step"] <= state.global_step
-            ]
-            if state.is_world_process_zero:
-                write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_log |= state.global_step >= state.max_steps  # the last steps, too
-
-    def on_log(self, args, state, control, logs, **kwargs) -> None:
-        if "loss" not in logs:  # the closing summary
-            return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {state.global_step}; the checkpoints before it are in {args.output_dir}. "
-                "Lower the learning rate and start in another folder"
-            )
-        row = {
-            "step": state.global_step,
-            "loss": loss,
-            "learning_rate": float(logs["learning_rate"]),
-            "tokens": int(state.num_input_tokens_seen),
-            "seconds": round(self.before + time.perf_counter() - self.start, 3),
-        }
-        self.rows.append(row)
-        if state.is_world_process_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # without torchrun: one GPU, as a batch over several would be larger
+    return arguments
 
 
 class _ProgressBar(ProgressCallback):
@@ -343,33 +357,6 @@ class _ProgressBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-
-def _claim(output_dir: Path, model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
-    """Make `output_dir` this run's, or make sure that it is."""
-    liger = getattr(model.config, "liger", None)
-    run = {
-        "recipe": dataclasses.asdict(recipe),
-        "liger": liger,
-        "rows": len(dataset),
-        "first_row": list(dataset[0]["input_ids"]),
-    }
-    path = output_dir / "run.json"
-    if path.is_file():
-        there = json.loads(path.read_text())
-        changed = [name for name in run if there.get(name) != run[name]]
-        if changed:
-            details = "; ".join(
-                f"{name}: there {there.get(name)}, now {run[name]}" for name in changed if name != "first_row"
-            )
-            raise FileExistsError(
-                f"{output_dir} holds another run ({details or 'trained on other data'}). Use another folder, or delete this one"
-            )
-    elif output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty and is not a recovery run (no run.json). Use another folder")
-    else:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(run, indent=1))
 
 
 def _peak_bytes() -> int | None:
@@ -384,27 +371,27 @@ def _peak_bytes() -> int | None:
 def _finished(model: PreTrainedModel, output_dir: Path) -> Recovery:
     """What a finished run measured; its adapter, merged into the model."""
     with quiet_peft():
-        PeftModel.from_pretrained(model, output_dir / "adapter").merge_and_unload()
+        _merge(PeftModel.from_pretrained(model, output_dir / "adapter"), model)
     result = json.loads((output_dir / "result.json").read_text("utf-8"))
     losses = [(step, loss) for step, loss in result["losses"]]
     return Recovery(**{**result, "recipe": Recipe(**result["recipe"]), "losses": losses, "merged": True})
 
 
-def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint the Trainer had finished writing; trainer_state.json is what it writes last."""
-
-    def complete(checkpoint: Path) -> bool:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):  # the run was killed while it wrote this one
-            return False
-        return True
-
-    checkpoints = [path for path in folder.glob("checkpoint-*") if complete(path)]
-    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
-
-
-def _check_dataset(dataset: Dataset, model: PreTrainedModel) -> None:
+def _check(model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
+    if isinstance(model, PeftModel):
+        raise TypeError("the model is inside PEFT already; merge its adapters first, model.merge_and_unload()")
+    liger_layers(model)
+    if model.config.liger.get("recovered") and (recipe.distillation or recipe.transfer_steps):
+        raise ValueError(
+            "distillation and attention transfer need the teacher, and this model's recovery was merged into its weights: "
+            "set both to 0, or linearize the original again"
+        )
+    if isinstance(dataset, dict):
+        raise TypeError(f"the dataset has several splits, {sorted(dataset)}; give one of them")
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"a {type(dataset).__name__} has no length, by which a run is planned; give a map-style dataset"
+        )
     if len(dataset) == 0:
         raise ValueError("the dataset is empty; recovery needs rows of input_ids and labels")
     row = dataset[0]
@@ -413,10 +400,4 @@ def _check_dataset(dataset: Dataset, model: PreTrainedModel) -> None:
         raise ValueError(
             f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels"
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and len(row["input_ids"]) > longest:
-        raise ValueError(
-            f"the first row has {len(row['input_ids'])} tokens, and the model's positions end at {longest}; cut the rows"
-        )
-    if all(label == IGNORE for label in row["labels"]):
-        raise ValueError("the first row has no label to learn from (all are -100)")
+    _checked(row, model.config)

@@ -1,7 +1,6 @@
 """Recovery: LoRA where it belongs, a run that resumes to the same losses, and errors before work is lost."""
 
 import dataclasses
-import errno
 import json
 import shutil
 import subprocess
@@ -10,13 +9,16 @@ import textwrap
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, Trainer
 
 import liger_mini as lm
 from liger_mini.attention import liger_layers
 from liger_mini.objectives import as_teacher
-from liger_mini.recover import Recipe, _last_complete_checkpoint
+from liger_mini.recover import Recipe
+from liger_mini.run_folder import last_complete_checkpoint
 
 
 class Rows(torch.utils.data.Dataset):
@@ -69,13 +71,13 @@ SCRIPT = textwrap.dedent(
     from transformers import LlamaForCausalLM
     recover = importlib.import_module('liger_mini.recover')
 
-    class Kill(recover._MetricsLog):
+    class Kill(recover.MetricsLog):
         def on_log(self, args, state, control, **kwargs):
             super().on_log(args, state, control, **kwargs)
             if state.global_step == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    recover._MetricsLog = Kill
+    recover.MetricsLog = Kill
     model = lm.linearize(LlamaForCausalLM.from_pretrained(sys.argv[1]), window=4)
     lm.recover(model, Rows(), output_dir=sys.argv[2], recipe=RECIPE, save_every=2, log_every=1)
     """
@@ -211,7 +213,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         folder.mkdir()
         if state is not None:
             (folder / "trainer_state.json").write_text(state)
-    assert _last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
 
 
 def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
@@ -226,37 +228,171 @@ def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
-def test_a_dataset_without_labels_is_refused(tiny, tmp_path):
-    model = lm.linearize(tiny(), window=4)
-    with pytest.raises(ValueError, match=r"lacks \['labels'\]"):
-        lm.recover(model, [{"input_ids": [1, 2]}], output_dir=tmp_path / "a")
-    with pytest.raises(ValueError, match="the dataset is empty"):
-        lm.recover(model, [], output_dir=tmp_path / "a")
+@pytest.mark.parametrize(
+    ("dataset", "error", "words"),
+    [
+        ([{"input_ids": [1, 2]}], ValueError, r"lacks \['labels'\]"),
+        ([], ValueError, "the dataset is empty"),
+        ({"train": Rows(), "test": Rows()}, TypeError, r"several splits, \['test', 'train'\]; give one"),
+        (iter([]), TypeError, "list_iterator has no length"),
+        ([{"input_ids": [1] * 65, "labels": [1] * 65}], ValueError, "65 tokens, and the model's positions end at 64"),
+        ([{"input_ids": [1, 200], "labels": [1, 2]}], ValueError, "holds the token 200, .* vocabulary ends at 96"),
+        ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], ValueError, "3 input_ids and 2 labels"),
+        ([{"input_ids": [1, 2], "labels": [-100, -100]}], ValueError, "no label to learn from"),
+        ([{"input_ids": [], "labels": []}], ValueError, "a row of 0 tokens has no label"),
+    ],
+)
+def test_a_dataset_that_cannot_be_learned_from_is_refused(tiny, tmp_path, dataset, error, words):
+    model = lm.linearize(tiny(max_position_embeddings=64), window=4)
+    with pytest.raises(error, match=words):
+        lm.recover(model, dataset, output_dir=tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
-    model = lm.linearize(tiny(), window=4)
-    model.model.norm.weight.data.fill_(float("nan"))  # behind the gates, which refuse NaN themselves
-    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
-        lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, log_every=1)
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_row_is_looked_at_and_the_model_left_as_it_was(tiny, tmp_path, packing):
+    row, long = {"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [1] * 65, "labels": [1] * 65}
+    model = lm.linearize(tiny(max_position_embeddings=64), window=4)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    recipe = dataclasses.replace(RECIPE, packing=packing, window_dropout=1.0, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="a row has 65 tokens"):
+        lm.recover(model, [row] * 20 + [long], output_dir=tmp_path, recipe=recipe)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)  # and no adapter in between
+    assert model.config.use_cache
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert [layer.branches for layer in liger_layers(model)] == [(0.5, 0.5)] * 3
 
 
-def test_a_full_disk_is_explained_and_the_run_goes_on_from_the_last_checkpoint(tiny, tmp_path, monkeypatch):
-    def run(name):
+def test_rows_of_tensors_and_other_columns_are_taken(tiny, tmp_path):
+    tensors = Dataset.from_list([{**Rows()[i], "source": "here"} for i in range(64)]).with_format("torch")
+    results = []
+    for name, rows in (("lists", Rows()), ("tensors", tensors)):
         torch.manual_seed(0)
-        model, folder = lm.linearize(tiny(), window=4), tmp_path / name
-        return lm.recover(model, Rows(), output_dir=folder, recipe=RECIPE, save_every=2, log_every=1)
+        results.append(lm.recover(lm.linearize(tiny(), window=4), rows, output_dir=tmp_path / name, recipe=RECIPE))
+    assert results[0].losses == results[1].losses
 
-    save = Trainer._save_checkpoint
 
-    def no_room(self, *args, **kwargs):
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("steps", 0, "whole numbers ≥ 1, or None"),
+        ("batch_size", 0, "whole numbers ≥ 1$"),
+        ("micro_batch_size", -1, "or None"),
+        ("transfer_steps", -2, "≥ 0"),
+        ("epochs", 0, "numbers > 0"),
+        ("learning_rate", float("nan"), "numbers > 0"),
+        ("distillation", 3.0, "from 0 to 1"),
+        ("window_dropout", 7, "from 0 to 1"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(field, value, words):
+    with pytest.raises(ValueError, match=f"{field} = .*{words}"):
+        Recipe(**{field: value})
+
+
+def test_a_model_that_is_not_ready_is_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="linearize it first"):
+        lm.recover(tiny(), Rows(), output_dir=tmp_path / "a")
+    linearized = lm.linearize(tiny(), window=4)
+    with pytest.raises(ValueError, match="save_every = 5 is not a multiple of log_every = 2"):
+        lm.recover(linearized, Rows(), output_dir=tmp_path / "a", save_every=5, log_every=2)
+    with pytest.raises(TypeError, match="inside PEFT already"):
+        lm.recover(get_peft_model(linearized, LoraConfig(target_modules=["q_proj"])), Rows(), output_dir=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_recovered_model_goes_on_but_has_no_teacher_inside(tiny, tmp_path):
+    first, model = losses(tiny, tmp_path / "first")
+    with pytest.raises(FileExistsError, match="a model with other weights"):  # its adapter would be merged twice
+        lm.recover(model, UnequalRows(), output_dir=tmp_path / "first", recipe=RECIPE, log_every=1)
+    model.save_pretrained(tmp_path / "saved")
+    model = lm.load(tmp_path / "saved")
+    for objective in ({"distillation": 0.5}, {"transfer_steps": 2}):
+        with pytest.raises(ValueError, match="need the teacher"):
+            lm.recover(model, Rows(), output_dir=tmp_path / "a", recipe=dataclasses.replace(RECIPE, **objective))
+    second = lm.recover(model, UnequalRows(), output_dir=tmp_path / "second", recipe=RECIPE, log_every=1)
+    assert sum(loss for _, loss in second.losses) < sum(loss for _, loss in first.losses)
+
+
+def test_a_stage_that_is_finished_is_not_trained_further(tiny, tmp_path):
+    """Killed after the last checkpoint and before the adapter was written; and between transfer and the rest."""
+    whole, model = losses(tiny, tmp_path / "run", transfer_steps=3)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    again, same = losses(tiny, tmp_path / "run", transfer_steps=3)
+    assert again.losses == whole.losses
+    torch.testing.assert_close(same.state_dict(), model.state_dict(), rtol=0, atol=0)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again, same = losses(tiny, tmp_path / "run", transfer_steps=3)
+    assert again.losses == whole.losses
+    torch.testing.assert_close(same.state_dict(), model.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_a_half_written_log_line_is_dropped(tiny, tmp_path):
+    whole, _ = losses(tiny, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(last_complete_checkpoint(tmp_path / "run" / "checkpoints"))
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text()[:-20])
+    assert losses(tiny, tmp_path / "run")[0].losses == whole.losses
+
+
+def test_an_adapter_does_not_pass_for_one_of_the_teacher(tiny, tmp_path):
+    """Else AutoModel would put it on softmax attention, and who evaluates it would measure the teacher."""
+    tiny().save_pretrained(tmp_path / "teacher")
+    model = lm.linearize(LlamaForCausalLM.from_pretrained(tmp_path / "teacher"), window=4)
+    lm.recover(model, Rows(), output_dir=tmp_path / "run", recipe=RECIPE)
+    assert not json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+@pytest.mark.parametrize("step", [4, 8], ids=["on a step that saves", "on the last step"])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_spoils_a_checkpoint(tiny, tmp_path, step):
+    model, calls = lm.linearize(tiny(), window=4), []
+
+    def spoil(gradient):
+        calls.append(gradient)
+        return gradient * (float("nan") if len(calls) == step else 1.0)
+
+    model.model.norm.register_forward_hook(lambda module, args, output: output.register_hook(spoil) and None)
+    with pytest.raises(FloatingPointError, match=f"NaN or infinite at step {step}.*Lower the learning rate"):
+        lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, save_every=2, log_every=2)
+    last = last_complete_checkpoint(tmp_path / "checkpoints")
+    assert last.name == f"checkpoint-{step - 2}"
+    assert all(x.isfinite().all() for x in load_file(last / "adapter_model.safetensors").values())
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_model_with_nan_in_its_keys_is_told_so(tiny, tmp_path):
+    model = lm.linearize(tiny(), window=4)
+    model.model.embed_tokens.weight.data[5] = float("nan")
+    with pytest.raises(ValueError, match=r"log_gate has NaN: the keys .* lower the learning rate"):
+        lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE)
+
+
+@pytest.mark.parametrize("room", [1_000, 5_200, 8_000, 12_000])
+def test_a_full_disk_is_explained_and_the_run_goes_on_from_the_last_checkpoint(tiny, tmp_path, monkeypatch, room):
+    """The system refuses to write more than `room` bytes of a file; Python, torch and safetensors each say it differently."""
+    resource = pytest.importorskip("resource")
+    torch.manual_seed(0)
+    tiny().save_pretrained(tmp_path / "teacher")
+
+    def run(name):
+        model = lm.linearize(LlamaForCausalLM.from_pretrained(tmp_path / "teacher"), window=4)
+        return lm.recover(model, Rows(), output_dir=tmp_path / name, recipe=RECIPE, save_every=2, log_every=1)
+
+    save, limits = Trainer._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def cramped(self, *args, **kwargs):
         if self.state.global_step == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, *args, **kwargs)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            return save(self, *args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_checkpoint", no_room)
-        with pytest.raises(OSError, match=r"stopped at step 4.*No space left.*checkpoint-2\..*run the same again"):
+        patch.setattr(Trainer, "_save_checkpoint", cramped)
+        with pytest.raises(OSError, match=r"could not write \(.*checkpoint-2\..*run the same again"):
             run("filled")
     assert run("filled").losses == run("whole").losses

@@ -46,7 +46,12 @@ def check_gate(log_gate: Tensor, backend: str) -> None:
     if torch.compiler.is_compiling():  # reading a value would break the graph
         return
     smallest, largest = torch.stack(torch.aminmax(log_gate.detach())).tolist()  # NaN wins over every number
-    if not largest <= 0:
+    if largest != largest:
+        raise ValueError(
+            "log_gate has NaN: the keys it was read from are not finite. In a training, lower the learning rate and start "
+            "from a checkpoint before"
+        )
+    if largest > 0:
         raise ValueError(
             f"log_gate has the value {largest:.4g}; a log-gate must be ≤ 0, since a gate is a factor in (0, 1]. "
             "Pass log α (for example torch.nn.functional.logsigmoid of the logits), not α itself"
