@@ -44,21 +44,42 @@ def _output_dir(default: str | None = None):
 
 def _output(default: str):
     def describe(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--output", default=default, help="JSON file to write")
+        parser.add_argument("--output", default=default, type=_file, help="JSON file to write")
 
     return describe
 
 
+def _file(name: str) -> str:
+    if Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is a folder; give the name of a file in it")
+    return name
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SETTINGS = ("structure", "window", "mix", "temper", "softmax_every")
+
+
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--structure", default="gla", help="a name in liger_mini.structures")
-    parser.add_argument("--window", type=int, default=64, help="keys the softmax branch sees")
-    parser.add_argument("--mix", type=float, default=0.5, help="weight of the recurrence; the window has the rest")
-    parser.add_argument("--temper", type=float, default=None, help="half-life of a neutral gate in tokens")
-    parser.add_argument("--softmax-every", type=int, default=None, help="keep every n-th block as softmax attention")
+    """The arguments of `linearize`; one that is not given is not passed on."""
+    for flag, kind, text in (
+        ("--structure", str, "a name in liger_mini.structures (default: gla)"),
+        ("--window", int, "keys the softmax branch sees (default: 64)"),
+        ("--mix", float, "weight of the recurrence; the window has the rest (default: 0.5)"),
+        ("--temper", float, "half-life of a neutral gate in tokens (default: the structure's)"),
+        ("--softmax-every", int, "keep every n-th block as softmax attention (default: none)"),
+    ):
+        parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text)
 
 
-def _settings(options: argparse.Namespace) -> dict:
-    return {name: getattr(options, name) for name in ("structure", "window", "mix", "temper", "softmax_every")}
+def _settings(options: argparse.Namespace, model=None) -> dict:
+    """The settings given; all of them must be those of a `model` that is linearized already."""
+    given = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
+    there = getattr(getattr(model, "config", None), "liger", None) or given
+    other = {name: value for name, value in given.items() if there[name] != value}
+    if other:
+        there = {name: there[name] for name in other}
+        raise ValueError(f"{options.model} is linearized already, with {there}; {other} would need the original model")
+    return given
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -83,7 +104,7 @@ def teacher(options: argparse.Namespace) -> None:
 def _describe_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder, or a hub id such as meta-llama/Llama-3.2-1B")
     _output_dir()(parser)
-    parser.add_argument("--dtype", default="auto", help="auto keeps the checkpoint's; float32, bfloat16, float16")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="auto keeps the checkpoint's")
     _add_settings(parser)
 
 
@@ -122,10 +143,10 @@ def recover(options: argparse.Namespace) -> None:
 
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = dataclasses.replace(RECIPES[options.recipe], **given)
-    tokenizer = open_tokenizer(options.model)
     model = open_model(options.model)
+    tokenizer, settings = open_tokenizer(options.model), _settings(options, model)
     if not isinstance(model, LigerModel):
-        linearize(model, **_settings(options))
+        linearize(model, **settings)
     dataset = _rows(options.data, tokenizer, options.length, recipe)
     output_dir = Path(options.output_dir)
     result = run(model, dataset, output_dir=output_dir, recipe=recipe)
@@ -145,7 +166,9 @@ def recover(options: argparse.Namespace) -> None:
 
 def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
-    parser.add_argument("--window", type=int, default=None, help="W for sorting questions, for a model that has none")
+    parser.add_argument(
+        "--window", type=int, default=argparse.SUPPRESS, help="W for sorting questions, for a model that has none"
+    )
     parser.add_argument("--text", default=None, help="a text file: its loss and perplexity as well")
     parser.add_argument("--needle", type=int, nargs="*", default=None, help="context lengths; none given: 1 K … 32 K")
     _output("runs/evaluate.json")(parser)
@@ -161,23 +184,32 @@ def evaluate(options: argparse.Namespace) -> None:
     from liger_mini.paths import write_atomically
     from liger_mini.provenance import provenance
 
-    tokenizer, model = open_tokenizer(options.model), open_model(options.model).eval()
-    held_out = HeldOut(tokenizer)
-    linearized = isinstance(model, LigerModel)
-    reports = branch_ablation(model, held_out) if linearized else {"both": run(model, held_out, window=options.window)}
-    result = {"model": options.model, "branches": {name: report.to_dict() for name, report in reports.items()}}
-    for name, report in reports.items():
-        recalls = ", ".join(f"{where} {recall.recall:.2f}" for where, recall in report.recall.items())
-        print(f"{name:16} loss {report.loss:.3f}  perplexity {report.perplexity:.1f}  recall {recalls}")
-    if options.text:
-        loss, tokens = text_loss(model, Path(options.text).read_text("utf-8"), tokenizer)
+    text = _text(options.text) if options.text else None
+    model = open_model(options.model).eval()
+    tokenizer, settings = open_tokenizer(options.model), _settings(options, model)
+    result = {"model": options.model}
+    if text is not None:  # the quick parts first: they may find a mistake
+        loss, tokens = text_loss(model, text, tokenizer)
         result["text"] = {"file": options.text, "loss": loss, "tokens": tokens}
         print(f"{options.text}: loss {loss:.3f} nats a token over {tokens:,} tokens")
     if options.needle is not None:
         result["needle"] = find(model, tokenizer, lengths=options.needle or LENGTHS)
         for row in result["needle"]:
             print(f"needle: {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
+    held_out, linearized = HeldOut(tokenizer), isinstance(model, LigerModel)
+    reports = branch_ablation(model, held_out) if linearized else {"both": run(model, held_out, **settings)}
+    result["branches"] = {name: report.to_dict() for name, report in reports.items()}
+    for name, report in reports.items():
+        recalls = ", ".join(f"{where} {recall.recall:.2f}" for where, recall in report.recall.items())
+        print(f"{name:16} loss {report.loss:.3f}  perplexity {report.perplexity:.1f}  recall {recalls}")
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
+
+
+def _text(name: str) -> str:
+    try:
+        return Path(name).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a text in UTF-8 ({error}); convert it, for example with iconv") from error
 
 
 def _describe_ablation(parser: argparse.ArgumentParser) -> None:
@@ -221,9 +253,10 @@ def harness(options: argparse.Namespace) -> None:
     from liger_mini.paths import write_atomically
     from liger_mini.provenance import provenance
 
-    tokenizer, model = open_tokenizer(options.model), open_model(options.model).eval()
+    model = open_model(options.model).eval()
+    tokenizer = open_tokenizer(options.model)
     how = {"num_fewshot": options.num_fewshot, "batch_size": options.batch_size, "limit": options.limit}
-    scores = run(model, tokenizer, options.tasks.split(","), **how)
+    scores = run(model, tokenizer, [task.strip() for task in options.tasks.split(",")], **how)
     for task, numbers in scores.items():
         print(f"{task}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
     result = {"model": options.model, **how, "scores": scores, "provenance": provenance()}
@@ -249,7 +282,7 @@ def walk(options: argparse.Namespace) -> None:
     """the whole journey on a model of any size, written as JSON: measure, linearize, recover, measure, decode"""
     import torch
 
-    from liger_mini.convert import open_model, open_tokenizer
+    from liger_mini.convert import check_settings, open_model, open_tokenizer
     from liger_mini.demo import load_teacher
     from liger_mini.evaluate import HeldOut
     from liger_mini.recover import RECIPES
@@ -257,25 +290,24 @@ def walk(options: argparse.Namespace) -> None:
     from liger_mini.walk import walk as run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = RECIPES[options.recipe]
-    recipe = dataclasses.replace(recipe, steps=options.steps or recipe.steps, bf16=device == "cuda")
-    about = {"model": options.model}
-    if options.model:
-        tokenizer, teacher = open_tokenizer(options.model), open_model(options.model)
-    else:
-        tokenizer = load_teacher()[1]
-        teacher = one_billion(tokenizer).to(device)
-        folder = Path(options.output_dir) / "teacher"
+    recipe, about = RECIPES[options.recipe], {"model": options.model}
+    steps = recipe.steps if options.steps is None else options.steps
+    recipe = dataclasses.replace(recipe, steps=steps, bf16=device == "cuda")
+    teacher = open_model(options.model) if options.model else None
+    tokenizer = open_tokenizer(options.model) if options.model else load_teacher()[1]
+    settings, dataset = _settings(options), _rows(options.data, tokenizer, options.length, recipe)
+    check_settings(**settings)
+    held_out = HeldOut(tokenizer, length=options.length)
+    if teacher is None:
+        teacher, folder = one_billion(tokenizer).to(device), Path(options.output_dir) / "teacher"
         about = pretrain(teacher, tokenizer, folder, minutes=options.minutes, length=options.length)
         teacher.to(torch.bfloat16 if device == "cuda" else torch.float32)  # as models of this size come
-    dataset = _rows(options.data, tokenizer, options.length, recipe)
-    held_out = HeldOut(tokenizer, length=options.length)
-    settings = _settings(options)
     how = {"recipe": recipe, "held_out": held_out, "contexts": options.contexts, "about": about}
     result = run(teacher.to(device).eval(), tokenizer, dataset, options.output_dir, **how, **settings)
     for name in ("teacher", "linearized", "recovered"):
         report = result[name] if name == "teacher" else result[name]["both"]
-        print(f"{name:11} loss {report['loss']:.3f}  recall outside {report['recall_outside']:.2f}")
+        outside = report["recall_outside"]
+        print(f"{name:11} loss {report['loss']:.3f}  recall outside {'-' if outside is None else f'{outside:.2f}'}")
 
 
 def _rows(data: str, tokenizer, length: int, recipe):

@@ -29,16 +29,26 @@ class LigerAttention(nn.Module):
 
     Attributes:
         branches: the weights (a, b) of the recurrence and of the window.
+        own_window: the window of the softmax attention it takes the place of; None if that saw everything.
     """
 
-    def __init__(self, attention: nn.Module, *, structure: str, window: int, mix: float, temper: float | None):
+    def __init__(
+        self,
+        attention: nn.Module,
+        *,
+        structure: str,
+        window: int,
+        mix: float,
+        temper: float | None,
+        own_window: int | None = None,
+    ):
         super().__init__()
         self.config, self.layer_idx = attention.config, attention.layer_idx
         self.head_dim = attention.head_dim
         for name, projection in attention.named_children():
             setattr(self, name, projection)
         self.structure = get_structure(structure, temper)
-        self.window = window
+        self.window, self.own_window = window, own_window
         self.branches = (mix, 1 - mix)
 
     def forward(

@@ -38,7 +38,8 @@ class LigerModel:
     """What the linearized class of each family adds to the family's own: the swap, at construction.
 
     Its config is the family's with these fields more:
-        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every.
+        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every; also own_windows, the window of
+            each layer's softmax attention before (None: it saw everything), and recovered, once LoRA was merged.
         layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
     """
 
@@ -125,12 +126,12 @@ def linearize(
         TypeError: a model of another family.
     """
     settings = dict(structure=structure, window=window, mix=mix, temper=temper, softmax_every=softmax_every)
-    _check_settings(**settings)
+    check_settings(**settings)
     _check_model(model, softmax_every)
     liger = FAMILIES[type(model)]
     layers = model.config.num_hidden_layers
     config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
-    config.liger = settings
+    config.liger = {**settings, "own_windows": _own_windows(model.config)}
     config.sliding_window = window
     if hasattr(config, "use_sliding_window"):
         config.use_sliding_window = True  # Qwen drops sliding_window without it
@@ -155,9 +156,18 @@ def _swap_attention(model: PreTrainedModel) -> None:
     config = model.config
     config._attn_implementation = IMPLEMENTATION
     settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
-    for layer, layer_type in zip(model.model.layers, config.layer_types):
+    for layer, layer_type, own in zip(model.model.layers, config.layer_types, config.liger["own_windows"]):
         if layer_type == "hybrid_sliding":
-            layer.self_attn = LigerAttention(layer.self_attn, **settings)
+            layer.self_attn = LigerAttention(layer.self_attn, own_window=own, **settings)
+
+
+def _own_windows(config) -> list[int | None]:
+    """The sliding window of each layer of a model that is not linearized yet, as its family reads its config."""
+    window, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    if isinstance(config, LlamaConfig):  # it has no window, whatever else its config says
+        window = None
+    return [window if layer_type == "sliding_attention" else None for layer_type in types]
 
 
 def load(path: str | Path, **kwargs) -> PreTrainedModel:
@@ -314,15 +324,22 @@ def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
             f"the weights are quantised ({type(model.hf_quantizer).__name__}), and LoRA could not be merged into them "
             "exactly; load the model without quantization_config, or call model.dequantize() first"
         )
-    own_window = getattr(model.config, "sliding_window", None)
-    if softmax_every and own_window:
+    own_windows = [window for window in _own_windows(model.config) if window]
+    if softmax_every and own_windows:
         raise ValueError(
             f"softmax_every = {softmax_every} keeps blocks as they are, but this model's own attention has a window of "
-            f"{own_window} tokens, which the kept blocks would lose; leave softmax_every out"
+            f"{own_windows[0]} tokens, which the kept blocks would lose; leave softmax_every out"
         )
 
 
-def _check_settings(structure: str, window: int, mix: float, temper: float | None, softmax_every: int | None) -> None:
+def check_settings(
+    structure: str = "gla",
+    window: int = 64,
+    mix: float = 0.5,
+    temper: float | None = None,
+    softmax_every: int | None = None,
+) -> None:
+    """Raise what `linearize` would about its arguments, before a model is there."""
     get_structure(structure, temper)
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ValueError(f"window = {window!r}: allowed are whole numbers ≥ 1 (the current key counts)")

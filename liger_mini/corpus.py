@@ -23,7 +23,8 @@ from typing import Literal
 
 import torch
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from pyarrow import ArrowInvalid
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -181,7 +182,7 @@ def encode_story(story: Story, tokenizer: PreTrainedTokenizerBase, length: int) 
     rows = []
     for question in story.questions:
         first = encoding.char_to_token(question.answer[0])
-        end = encoding.char_to_token(question.answer[1])  # the full stop after the answer
+        end = encoding.char_to_token(question.answer[1] - 1) + 1  # the full stop may be in the answer's last token
         told = encoding.char_to_token(question.source_end - 1)
         if end <= len(ids):
             rows.append((first, end, first - told, question.candidates))
@@ -287,6 +288,8 @@ def instructions(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, leng
     def encode(record: dict) -> dict[str, list[int]]:
         template = PROMPT_WITH_INPUT if record.get("input") else PROMPT
         prompt = tokenizer(template.format(**record), add_special_tokens=False)["input_ids"]
+        if not isinstance(record["output"], str) or not isinstance(record["instruction"], str):
+            raise ValueError(f"{source}: instruction and output must be text; found {str(record)[:200]}")
         answer = tokenizer(record["output"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         ids, labels = prompt + answer, [IGNORE] * len(prompt) + answer
         return {"input_ids": ids[:length], "labels": labels[:length]}
@@ -306,7 +309,11 @@ def _load_records(source: str | Path) -> Dataset:
             raise FileNotFoundError(f"no instruction file at {path}; give a .json, .jsonl or .parquet file or a hub id")
         if path.suffix not in readers:
             raise ValueError(f"{path}: allowed are .json, .jsonl and .parquet files")
-        return load_dataset(readers[path.suffix], data_files=str(path), split="train")
+        try:
+            return load_dataset(readers[path.suffix], data_files=str(path), split="train")
+        except (DatasetGenerationError, StopIteration, ArrowInvalid) as error:
+            reason = str(error.__cause__ or error) or "it is empty"
+            raise ValueError(f"{path} cannot be read as {path.suffix} records: {reason}") from error
     try:
         return load_dataset(str(source), split="train")
     except (ConnectionError, DatasetNotFoundError) as error:

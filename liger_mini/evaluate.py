@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ class Report:
     """What `evaluate` measured. Losses are in nats a token; `loss` is the mean of the two corpora's.
 
     recall_inside, recall_outside: shorthand for ``recall["inside"].recall`` and ``recall["outside"].recall``.
+    reach: L (W - 1) tokens; infinite for a layer hybrid, whose softmax blocks see everything, so that nothing is outside.
     recall_by_distance: (furthest distance of the bin in tokens, Recall) in rising order.
     """
 
@@ -56,7 +58,7 @@ class Report:
     recall: dict[str, Recall]
     recall_by_distance: list[tuple[int, Recall]]
     window: int
-    reach: int
+    reach: float
 
     @property
     def perplexity(self) -> float:
@@ -71,9 +73,17 @@ class Report:
         return self.recall["outside"].recall
 
     def to_dict(self) -> dict:
-        """JSON-ready, derived values included."""
+        """JSON-ready, derived values included; None where there was no question, or no reach."""
         derived = {name: getattr(self, name) for name in ("perplexity", "recall_inside", "recall_outside")}
-        return {**asdict(self), **derived}
+        return _finite({**asdict(self), **derived})
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {name: _finite(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 @dataclass
@@ -115,16 +125,19 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = 
         window: W for sorting questions into inside, between and outside; a linearized model knows its own,
             a teacher must be told the one it is compared with.
     Raises:
-        ValueError: no window given for a model that has none.
+        ValueError: no window given for a model that has none, or one that is not positive.
     """
-    window = window or getattr(model.config, "sliding_window", None)
-    if not window:
+    window = getattr(model.config, "sliding_window", None) if window is None else window
+    if window is None:
         raise ValueError("this model has no window; pass window=…, the one it will be compared with")
-    reach = model.config.num_hidden_layers * (window - 1)
+    if window < 1:
+        raise ValueError(f"window = {window}: allowed are whole numbers ≥ 1")
+    hybrid = hasattr(model.config, "liger") and "full_attention" in model.config.layer_types
+    reach = math.inf if hybrid else model.config.num_hidden_layers * (window - 1)
     was_training = model.training
     model.eval()
-    document_loss, _ = _score(model, held_out.document_rows, batch_size)
-    story_loss, answers = _score(model, held_out.story_rows, batch_size)
+    document_loss, _, _ = _score(model, held_out.document_rows, batch_size)
+    story_loss, _, answers = _score(model, held_out.story_rows, batch_size)
     model.train(was_training)
     return Report(
         loss=(document_loss + story_loss) / 2,
@@ -149,8 +162,10 @@ def text_loss(
     Its exponential is the perplexity. Each row starts without context, as is usual.
 
     Raises:
-        ValueError: a text of fewer than two tokens.
+        ValueError: a text or a length of fewer than two tokens.
     """
+    if length < 2:
+        raise ValueError(f"length = {length}: a row needs at least 2 tokens")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} token(s); a loss needs at least 2")
@@ -158,14 +173,14 @@ def text_loss(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        loss, _ = _score(model, rows, batch_size)
+        loss, count, _ = _score(model, rows, batch_size)
     model.train(was_training)
-    return loss, len(ids) - len(rows)
+    return loss, count
 
 
-def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, list[tuple[bool, int, int]]]:
-    """Mean loss over all scored tokens, and (right?, distance, candidates) of every question."""
-    collate = corpus.Collator(model.config.pad_token_id or 0)
+def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, int, list[tuple[bool, int, int]]]:
+    """Mean loss over all scored tokens, how many, and (right?, distance, candidates) of every question."""
+    collate = corpus.Collator(max(model.config.pad_token_id or 0, 0))
     total, count, answers = 0.0, 0, []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
@@ -178,7 +193,7 @@ def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[f
         for row, hits in zip(chunk, right):
             for first, end, distance, candidates in row.get("questions", ()):
                 answers.append((all(hits[first - 1 : end - 1]), distance, candidates))
-    return total / count, answers
+    return total / count, count, answers
 
 
 def _recall(answers: list[tuple[bool, int, int]], above: float, up_to: float) -> Recall:

@@ -72,13 +72,21 @@ def harness(
         tasks: names the harness knows, downloaded from the hub; or "tinyworld", which is made here.
         limit: questions a task, for a quick look.
     Raises:
-        ImportError: the harness is not installed.
+        ImportError: the harness is not installed. ValueError: a task it does not know, or a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit = {limit}: allowed are whole numbers ≥ 1, or None for every question")
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ImportError('lm-evaluation-harness is not installed; run pip install "liger_mini[harness]"') from error
+    known = {"tinyworld", *TaskManager().all_tasks}
+    if unknown := sorted(set(tasks) - known):
+        raise ValueError(
+            f"the harness has no task {', '.join(map(repr, unknown))}; `lm_eval ls tasks` lists what it has"
+        )
     wanted = [tinyworld_task(limit or 100) if task == "tinyworld" else task for task in tasks]
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     results = lm_eval.simple_evaluate(

@@ -30,12 +30,12 @@ EVERYTHING = 2**31 - 1  # a window no text is longer than
 
 @contextmanager
 def as_teacher(model: PeftModel) -> Iterator[None]:
-    """Inside the `with`, the model is its teacher: no adapters, softmax attention over everything, no gradient."""
+    """Inside the `with`, the model is its teacher: no adapters, softmax attention over all it saw, no gradient."""
     layers = liger_layers(model)
     before = [(layer.branches, layer.window) for layer in layers]
     try:
         for layer in layers:
-            layer.branches, layer.window = (0.0, 1.0), EVERYTHING
+            layer.branches, layer.window = (0.0, 1.0), layer.own_window or EVERYTHING
         with torch.no_grad(), model.disable_adapter():
             yield
     finally:

@@ -22,7 +22,14 @@ def data_dir() -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a kill leaves the old file or the new one, never half of one. Makes the folder."""
+    """Write beside, then rename: a kill leaves the old file or the new one, never half of one. Makes the folder.
+
+    A link is followed, and a device (/dev/stdout) is written to.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, "utf-8")  # a device; of a folder Python says that it is one
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(path.suffix + ".tmp")
     beside.write_text(text, "utf-8")

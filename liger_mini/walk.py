@@ -208,7 +208,7 @@ def walk(
     """
     output_dir = Path(output_dir)
     window = settings.get("window", 64)
-    result: dict[str, Any] = {"about": about or {}, "parameters": teacher.num_parameters(), "linearize": settings}
+    result: dict[str, Any] = {"about": about or {}, "parameters": teacher.num_parameters()}
     report = evaluate(teacher, held_out, window=window)
     if not report.recall["outside"].questions:
         warnings.warn(
@@ -219,6 +219,7 @@ def walk(
     result["teacher"] = report.to_dict()
     result["decode_teacher"] = decode(teacher, contexts, tokens=32)
     model = linearize(teacher, **settings)
+    result["liger"] = model.config.liger
     result["decode_linearized"] = decode(model, contexts, tokens=32)
     result["linearized"] = {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
     recovery = recover(model, dataset, output_dir=output_dir / "recovery", recipe=recipe)

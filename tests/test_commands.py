@@ -11,6 +11,22 @@ from liger_mini.paths import data_dir
 TEACHER = str(data_dir() / "teacher")
 
 
+def test_a_linearized_model_keeps_its_settings(tmp_path, capsys):
+    folder = str(tmp_path / "linear")
+    assert main(["convert", "--model", TEACHER, "--window", "16", "--out", folder]) == 0
+    recover = ["recover", "--model", folder, "--data", "tinyworld", "--steps", "1", "--out", str(tmp_path / "run")]
+    assert main([*recover, "--structure", "lightnet", "--window", "16"]) == 2
+    assert "linearized already, with {'structure': 'gla'}; {'structure': 'lightnet'}" in capsys.readouterr().err
+    assert main(["evaluate", "--model", folder, "--window", "3"]) == 2
+    assert "{'window': 3} would need the original" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--model", TEACHER, "--output", str(tmp_path)])
+    assert "is a folder" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
     folder = tmp_path / "linear"
@@ -49,10 +65,30 @@ def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
         ),
         (["recover", "--model", TEACHER, "--data", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "no instruction file"),
         (["recover", "--model", TEACHER, "--data", "tinyworld", "--out", "{tmp}/x"], "give --steps"),
+        (["recover", "--model", "./nowhere", "--data", "tinyworld", "--out", "{tmp}/x"], "no model folder at nowhere"),
+        (["recover", "--model", TEACHER, "--data", "{tmp}/bad.jsonl", "--out", "{tmp}/x"], "bad.jsonl cannot be read"),
+        (["recover", "--model", TEACHER, "--data", "{tmp}/empty.jsonl", "--out", "{tmp}/x"], "it is empty"),
+        (["recover", "--model", TEACHER, "--data", "{tmp}/null.jsonl", "--out", "{tmp}/x"], "must be text"),
+        (
+            ["recover", "--model", TEACHER, "--data", "tinyworld", "--steps", "0", "--out", "{tmp}/x"],
+            "steps = 0: allowed are whole numbers ≥ 1",
+        ),
+        (["evaluate", "--model", "./nowhere"], "no model folder at nowhere"),
         (["evaluate", "--model", TEACHER], "pass window="),
+        (["evaluate", "--model", TEACHER, "--window", "0"], "window = 0: allowed are whole numbers ≥ 1"),
+        (["evaluate", "--model", TEACHER, "--window", "16", "--text", "{tmp}/latin.txt"], "latin.txt is not a text in"),
+        (["harness", "--model", TEACHER, "--limit", "0"], "limit = 0"),
+        (["harness", "--model", TEACHER, "--tasks", "tinyworld, nonsense"], "no task 'nonsense'"),
+        (["walk", "--minutes", "60", "--structure", "glaa", "--out", "{tmp}/x"], "unknown structure 'glaa'"),
+        (["walk", "--minutes", "60", "--data", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "no instruction file"),
+        (["walk", "--minutes", "60", "--recipe", "paper", "--out", "{tmp}/x"], "give --steps"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_status_2(tmp_path, capsys, arguments, words):
+    (tmp_path / "bad.jsonl").write_text("not json")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "null.jsonl").write_text('{"instruction": "Say nothing.", "output": null}')
+    (tmp_path / "latin.txt").write_bytes("Straße".encode("latin-1"))
     assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -7,6 +7,10 @@ import json
 import pytest
 import torch
 from datasets.exceptions import DatasetNotFoundError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from liger_mini import corpus
 from liger_mini.paths import data_dir
@@ -63,6 +67,18 @@ def test_encoded_questions_point_at_answers_and_their_source(teacher):
             assert answer == source
             assert distance > 0
             assert candidates >= 1
+
+
+def test_an_answer_may_share_its_token_with_the_full_stop():
+    """With words as tokens, "Paris." is one: the question still has an answer of one token, and none for free."""
+    story = corpus.story(0, "heldout", 0)
+    words = sorted(set(story.text.split()))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    row = corpus.encode_story(story, PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10_000)
+    assert len(row["questions"]) == len(story.questions)
+    for question, (first, end, _, _) in zip(story.questions, row["questions"]):
+        assert [words[i] for i in row["input_ids"][first:end]] == [story.text[slice(*question.answer)] + "."]
 
 
 def test_pydocs_split_is_disjoint_and_real():

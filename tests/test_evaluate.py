@@ -1,11 +1,13 @@
 """Evaluation: recall is counted right, distances are sorted right, the ablation is what it says."""
 
+import json
+
 import pytest
 import torch
 
 import liger_mini as lm
 from liger_mini.demo import WINDOW, load_teacher
-from liger_mini.evaluate import HeldOut, branches, evaluate
+from liger_mini.evaluate import HeldOut, branches, evaluate, text_loss
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +76,25 @@ def test_branches_come_back_even_after_an_error():
 def test_a_teacher_must_be_told_the_window(teacher, held_out):
     with pytest.raises(ValueError, match="pass window="):
         evaluate(teacher[0], held_out)
+
+
+def test_a_layer_hybrid_has_no_outside(held_out):
+    """Its softmax blocks see everything, so nothing is left that only a recurrence can know."""
+    model, _ = load_teacher()
+    report = evaluate(lm.linearize(model, window=WINDOW, softmax_every=2), held_out)
+    assert report.recall["outside"].questions == 0
+    written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert written["reach"] is None
+    assert written["recall_outside"] is None
+
+
+def test_a_text_counts_the_tokens_it_scores(teacher):
+    model, tokenizer = teacher
+    text = "Anna lives in Paris. Where does Anna live?"
+    n = len(tokenizer(text)["input_ids"])
+    for length in (n - 1, n):  # the last row of the first has a single token, which nothing predicts
+        loss, count = text_loss(model, text, tokenizer, length=length)
+        assert count == length - 1
+        assert loss > 0
+    with pytest.raises(ValueError, match="length = 1"):
+        text_loss(model, text, tokenizer, length=1)

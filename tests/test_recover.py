@@ -139,13 +139,22 @@ def test_gradient_checkpointing_gives_the_same_losses_from_fewer_kept_activation
     assert kept[True] < kept[False]
 
 
-def test_the_teacher_is_still_inside(tiny):
-    """Adapters off and the window wide open: the logits of the softmax model, whatever the adapters learned."""
-    teacher, ids = tiny(), torch.randint(2, 97, (2, 30))
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 7}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+        ("qwen3", {}),
+    ],
+    ids=["llama", "mistral, window", "qwen2, window in some layers", "qwen3"],
+)
+def test_the_teacher_is_still_inside(tiny, tmp_path, family, own):
+    """Adapters off and the window as wide as it was: the logits of the softmax model, whatever the adapters learned."""
+    teacher, ids = tiny(family, **own), torch.randint(2, 97, (2, 30))
     expected = teacher(ids).logits
-    model = get_peft_model(
-        lm.linearize(teacher, window=4), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    lm.linearize(teacher, window=4).save_pretrained(tmp_path)
+    model = get_peft_model(lm.load(tmp_path), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     before = model(ids).logits
     with as_teacher(model):
         torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)

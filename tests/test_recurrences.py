@@ -231,7 +231,7 @@ def arguments():
     ("change", "error", "words"),
     [
         ({"log_gate": torch.full((1, 4, 2, 3), 0.5)}, ValueError, "must be ≤ 0"),
-        ({"log_gate": torch.full((1, 4, 2, 3), torch.nan)}, ValueError, "nan"),
+        ({"log_gate": torch.full((1, 4, 2, 3), torch.nan)}, ValueError, "log_gate has NaN"),
         ({"log_gate": -torch.rand(1, 4, 2, 5)}, ValueError, "log_gate has 5 channels, but k has 3"),
         ({"log_gate": -torch.rand(1, 4)}, ValueError, r"log_gate has shape \(1, 4\)"),
         ({"k": torch.randn(1, 4, 2, 5)}, ValueError, "k has 5 channels"),

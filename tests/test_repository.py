@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from liger_mini.paths import write_atomically
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 
@@ -110,3 +112,14 @@ assert model.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
         env={"PYTHONPATH": str(target), "PATH": "/usr/bin"},
         check=True,
     )
+
+
+def test_writing_follows_links_and_refuses_folders(tmp_path):
+    target, link = tmp_path / "results" / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    write_atomically(link, "1")
+    write_atomically(link, "2")
+    assert (target.read_text(), link.is_symlink()) == ("2", True)
+    assert [path.name for path in target.parent.iterdir()] == ["target.json"]
+    with pytest.raises(IsADirectoryError):
+        write_atomically(target.parent, "3")
