@@ -114,6 +114,16 @@ assert model.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
     )
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.json")), ids=lambda path: path.name)
+def test_recorded_json_can_be_read_by_any_program(path):
+    """Python writes NaN, which is not JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{path} holds {constant}")
+
+    json.loads(path.read_text("utf-8"), parse_constant=refuse)
+
+
 def test_writing_follows_links_and_refuses_folders(tmp_path):
     target, link = tmp_path / "results" / "target.json", tmp_path / "link.json"
     link.symlink_to(target)
