@@ -50,6 +50,7 @@ class Report:
     recall_inside, recall_outside: shorthand for ``recall["inside"].recall`` and ``recall["outside"].recall``.
     reach: L (W - 1) tokens; infinite for a layer hybrid, whose softmax blocks see everything, so that nothing is outside.
     recall_by_distance: (furthest distance of the bin in tokens, Recall) in rising order.
+    recall_by_rivals: (values of the relation that the story holds in force, the right one included; Recall outside).
     """
 
     loss: float
@@ -57,6 +58,7 @@ class Report:
     loss_pydocs: float
     recall: dict[str, Recall]
     recall_by_distance: list[tuple[int, Recall]]
+    recall_by_rivals: list[tuple[int, Recall]]
     window: int
     reach: float
 
@@ -149,6 +151,10 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = 
             "outside": _recall(answers, reach + 1, math.inf),
         },
         recall_by_distance=[(high, _recall(answers, low, high)) for low, high in zip((0, *DISTANCES), DISTANCES)],
+        recall_by_rivals=[
+            (n, _recall([answer for answer in answers if answer[2] == n], reach + 1, math.inf))
+            for n in sorted({candidates for *_, candidates in answers})
+        ],
         window=window,
         reach=reach,
     )

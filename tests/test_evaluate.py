@@ -40,6 +40,9 @@ def test_bins_partition_the_questions(teacher, held_out):
     assert sum(recall.questions for _, recall in report.recall_by_distance) == asked
     inside = sum(distance <= WINDOW for row in held_out.story_rows for _, _, distance, _ in row["questions"])
     assert report.recall["inside"].questions == inside
+    assert sum(recall.questions for _, recall in report.recall_by_rivals) == report.recall["outside"].questions
+    for rivals, recall in report.recall_by_rivals:
+        assert recall.chance == pytest.approx(1 / rivals)
 
 
 @torch.no_grad()
