@@ -73,8 +73,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _settings(options: argparse.Namespace, model=None) -> dict:
     """The settings given; all of them must be those of a `model` that is linearized already."""
+    from liger_mini.structures import get_structure
+
     given = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
-    there = getattr(getattr(model, "config", None), "liger", None) or given
+    there = getattr(getattr(model, "config", None), "liger", None)
+    if there is None:
+        return given
+    there = {**there, "temper": get_structure(there["structure"], there["temper"]).temper}  # its default, where None
     other = {name: value for name, value in given.items() if there[name] != value}
     if other:
         there = {name: there[name] for name in other}

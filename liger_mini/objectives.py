@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from liger_mini.attention import liger_layers
+from liger_mini.attention import LigerAttention, liger_layers
 from liger_mini.corpus import IGNORE
 
 EVERYTHING = 2**31 - 1  # a window no text is longer than
@@ -71,36 +71,39 @@ class TransferTrainer(Trainer):
     """‖student's attention output - teacher's‖² / ‖teacher's‖², the mean over layers, on the teacher's own inputs.
 
     One pass: every layer notes its error and hands on what the teacher would have, so that the next one reads the teacher's
-    input. The pass goes through the wrapped model, and the loss is its output, so that DDP sees what is trained.
+    input. The pass goes through the wrapped model, and the loss is its output, so that DDP sees what is trained. (FSDP
+    gathers a block's weights for the way back only where the block's output is trained, so `recover` refuses it.)
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "attention transfer does not run under FSDP, which gathers a block's weights for the way back only where its "
-                "output is trained; use torchrun (DDP), or transfer_steps=0"
-            )
         self.model_accepts_loss_kwargs = False  # a mean, which the Trainer divides by the number of micro-batches
 
     def train(self, *args, **kwargs):
         model, sums = self.accelerator.unwrap_model(self.model), {}
 
-        def compare(layer, args, kwargs, output):
+        def teacher(layer, args, kwargs, output):
             with as_teacher(model):
-                target = layer.forward(*args, **kwargs)[0]
+                return layer.forward(*args, **kwargs)
+
+        def compare(layer, args, kwargs, output):
+            target, *rest = teacher(layer, args, kwargs, output)
             mask = kwargs.get("padding_mask")
             real = ... if mask is None else mask.bool()
             difference = output[0][real] - target[real]
             sums[layer] = difference.float().square().sum(), target[real].float().square().sum()
-            return target, *output[1:]
+            return target, *rest
 
         def report(model, args, output):
             errors, targets = (torch.stack(x) for x in zip(*sums.values()))
             return {"loss": (errors / self.accelerator.reduce(targets, "mean")).mean()}  # the batch of all processes
 
         # until the end: gradient checkpointing calls the layers again on the way back
-        hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in liger_layers(model)]
+        attentions = [module for name, module in model.named_modules() if name.endswith(".self_attn")]
+        hooks = [  # the blocks that a layer hybrid keeps are the teacher's already, and stay so
+            layer.register_forward_hook(compare if isinstance(layer, LigerAttention) else teacher, with_kwargs=True)
+            for layer in attentions
+        ]
         hooks.append(model.register_forward_hook(report))
         try:
             return super().train(*args, **kwargs)

@@ -26,10 +26,13 @@ def write_atomically(path: Path, text: str) -> None:
 
     A link is followed, and a device (/dev/stdout) is written to.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        path.write_text(text, "utf-8")  # a device; of a folder Python says that it is one
+    if path.parts[:2] == ("/", "dev"):
+        with path.open("a", encoding="utf-8") as device:
+            device.write(text)
         return
+    path = path.resolve()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(path.suffix + ".tmp")
     beside.write_text(text, "utf-8")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +151,7 @@ def recover(
     """Train LoRA adapters on a linearized model and merge them into it, in place.
 
     Under `torchrun` or `accelerate launch` the batch is spread over the processes (the Trainer's DDP): same global batch,
-    same losses. Running the same call again after an interruption goes on from the last complete checkpoint, to the
+    same losses. A last batch that is not full is left out. Running the same call again after an interruption goes on from the last complete checkpoint, to the
     same losses. A finished run is not repeated: its adapter is loaded and merged.
 
     Args:
@@ -173,14 +174,15 @@ def recover(
     if log_every < 1 or save_every < 1 or save_every % log_every:
         raise ValueError(f"save_every = {save_every} is not a multiple of log_every = {log_every} ≥ 1")
     processes = PartialState(cpu=not torch.cuda.is_available())
+    _micro_batch_size(recipe)
     if processes.is_main_process:
         claim(output_dir, identity(model, dataset, recipe, train_in_full))
     processes.wait_for_everyone()
-    if (output_dir / "result.json").is_file():
-        return _finished(model, output_dir)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with _adapted(model, recipe, train_in_full) as peft_model:
+        if (output_dir / "result.json").is_file():
+            return _finished(peft_model, model, output_dir)
         trained, total = peft_model.get_nb_trainable_parameters()
         how = {"dataset": dataset, "recipe": recipe, "save_every": save_every, "log_every": log_every}
         if recipe.transfer_steps:
@@ -196,20 +198,21 @@ def recover(
                 trainer.save_model(str(output_dir / "adapter"))
             elif processes.is_main_process:
                 peft_model.save_pretrained(output_dir / "adapter")
+            last = rows[-1] if rows else {"seconds": 0.0, "tokens": 0}
+            result = Recovery(
+                recipe=recipe,
+                losses=[(row["step"], row["loss"]) for row in rows],
+                seconds=last["seconds"],
+                tokens=last["tokens"],
+                parameters=total - trained,
+                parameters_trained=trained,
+                merged=not sharded,
+                peak_bytes=_peak_bytes(),
+            )
+            if processes.is_main_process:
+                write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
         if not sharded:
             _merge(peft_model, model)
-    result = Recovery(
-        recipe=recipe,
-        losses=[(row["step"], row["loss"]) for row in rows],
-        seconds=rows[-1]["seconds"],
-        tokens=rows[-1]["tokens"],
-        parameters=total - trained,
-        parameters_trained=trained,
-        merged=not sharded,
-        peak_bytes=_peak_bytes(),
-    )
-    if processes.is_main_process:
-        write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
     return result
 
 
@@ -217,6 +220,7 @@ def recover(
 def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str]) -> Iterator[PeftModel]:
     """Inside the `with`, fresh adapters on the model; an error takes them out again, and all settings come back."""
     set_seed(recipe.seed)  # LoRA's A is drawn at random
+    training, trainable = model.training, [p for p in model.parameters() if p.requires_grad]
     flags = {m: m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")}
     use_cache, model.config.use_cache = model.config.use_cache, False
     lora = LoraConfig(
@@ -237,6 +241,9 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
     finally:
         for module, flag in flags.items():
             module.gradient_checkpointing = flag
+        for p in trainable:
+            p.requires_grad_()
+        model.train(training)
         model.config.use_cache = use_cache
 
 
@@ -270,6 +277,10 @@ def _train(
     if is_finished(last):  # the Trainer would train a step more
         model.load_adapter(str(last), "default", is_trainable=True)
         return None, log.rows
+    if last is not None and (last / "pytorch_model_fsdp.bin").exists() and not _under_fsdp():
+        raise ValueError(
+            f"the run in {output_dir} was started under FSDP and is not finished; go on with the same launch"
+        )
     collator = Collator(max(model.config.pad_token_id or 0, 0))
     if recipe.packing:
         collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
@@ -280,6 +291,9 @@ def _train(
         data_collator=functools.partial(_collate, collator, model.config),
         callbacks=[log, *callbacks],
     )
+    if trainer.is_fsdp_enabled and recipe.bf16:  # else the loss and the logits would be rounded as well
+        fsdp = trainer.accelerator.state.fsdp_plugin
+        fsdp.mixed_precision_policy = dataclasses.replace(fsdp.mixed_precision_policy, output_dtype=torch.float32)
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook than in a terminal
     trainer.add_callback(_ProgressBar)
     with explained(output_dir):
@@ -300,8 +314,10 @@ def _checked(row: dict[str, Any], config: Any) -> dict[str, list[int]]:
         raise ValueError(f"a row has {len(ids)} input_ids and {len(labels)} labels; they must be equally many")
     if len(ids) > longest:
         raise ValueError(f"a row has {len(ids)} tokens, and the model's positions end at {longest}; cut the rows")
-    if all(label == IGNORE for label in labels):
-        raise ValueError(f"a row of {len(ids)} tokens has no label to learn from (all are {IGNORE}); leave it out")
+    if all(label == IGNORE for label in labels[1:]):  # the first is never predicted
+        raise ValueError(
+            f"a row of {len(ids)} tokens has no label to learn from (after the first, all are {IGNORE}); leave it out"
+        )
     if max(ids) >= config.vocab_size:
         raise ValueError(
             f"a row holds the token {max(ids)}, and the model's vocabulary ends at {config.vocab_size - 1}; is the "
@@ -310,15 +326,25 @@ def _checked(row: dict[str, Any], config: Any) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": labels}
 
 
-def _training_arguments(
-    output_dir: Path, recipe: Recipe, steps: int | None, save_every: int, log_every: int
-) -> TrainingArguments:
+def _micro_batch_size(recipe: Recipe) -> int:
+    """Rows a process takes at a time."""
     processes = PartialState().num_processes
     micro = recipe.micro_batch_size or max(1, recipe.batch_size // processes)
     if recipe.batch_size % (micro * processes):
         raise ValueError(
             f"batch_size = {recipe.batch_size} is not a multiple of micro_batch_size x processes = {micro} x {processes}"
         )
+    return micro
+
+
+def _under_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # what accelerate reads
+
+
+def _training_arguments(
+    output_dir: Path, recipe: Recipe, steps: int | None, save_every: int, log_every: int
+) -> TrainingArguments:
+    processes, micro = PartialState().num_processes, _micro_batch_size(recipe)
     arguments = TrainingArguments(
         output_dir=str(output_dir / "checkpoints"),
         max_steps=-1 if steps is None else steps,
@@ -326,6 +352,7 @@ def _training_arguments(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=recipe.batch_size // (micro * processes),
         learning_rate=recipe.learning_rate,
+        dataloader_drop_last=True,  # several processes would fill it up with rows from the start
         lr_scheduler_type="cosine",
         warmup_steps=0.02,
         weight_decay=recipe.weight_decay,
@@ -368,12 +395,12 @@ def _peak_bytes() -> int | None:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _finished(model: PreTrainedModel, output_dir: Path) -> Recovery:
+def _finished(peft_model: PeftModel, model: PreTrainedModel, output_dir: Path) -> Recovery:
     """What a finished run measured; its adapter, merged into the model."""
-    with quiet_peft():
-        _merge(PeftModel.from_pretrained(model, output_dir / "adapter"), model)
     result = json.loads((output_dir / "result.json").read_text("utf-8"))
     losses = [(step, loss) for step, loss in result["losses"]]
+    peft_model.load_adapter(str(output_dir / "adapter"), "default")
+    _merge(peft_model, model)
     return Recovery(**{**result, "recipe": Recipe(**result["recipe"]), "losses": losses, "merged": True})
 
 
@@ -386,14 +413,16 @@ def _check(model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
             "distillation and attention transfer need the teacher, and this model's recovery was merged into its weights: "
             "set both to 0, or linearize the original again"
         )
+    if recipe.transfer_steps and _under_fsdp():
+        raise ValueError("attention transfer does not run under FSDP; use torchrun (DDP), or transfer_steps=0")
     if isinstance(dataset, dict):
         raise TypeError(f"the dataset has several splits, {sorted(dataset)}; give one of them")
     if not hasattr(dataset, "__len__"):
         raise TypeError(
             f"a {type(dataset).__name__} has no length, by which a run is planned; give a map-style dataset"
         )
-    if len(dataset) == 0:
-        raise ValueError("the dataset is empty; recovery needs rows of input_ids and labels")
+    if len(dataset) < recipe.batch_size:
+        raise ValueError(f"the dataset has {len(dataset)} rows, which is less than a batch of {recipe.batch_size}")
     row = dataset[0]
     missing = {"input_ids", "labels"} - set(row)
     if missing:

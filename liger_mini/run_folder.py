@@ -6,8 +6,10 @@ A run can be killed at any moment, so whatever is read here may be missing or ha
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,18 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from liger_mini.paths import write_atomically
+
+WRITING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def identity(model: PreTrainedModel, dataset: Dataset, recipe: Any, train_in_full: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +113,11 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in ("inline_container", "iostream")):
+        if isinstance(error, OSError):
+            about_writing = error.errno in WRITING
+        else:  # safetensors, and torch.save in two ways
+            about_writing = any(w in str(error) for w in ("Error while serializing", "inline_container", "iostream"))
+        if not about_writing:
             raise
         last = last_complete_checkpoint(folder / "checkpoints") or "none yet"
         raise OSError(
@@ -126,7 +144,7 @@ class MetricsLog(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model: nn.Module, **kwargs) -> None:
         """Before a gradient that is not finite reaches the weights, and a checkpoint."""
         gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
-        if not torch.stack([g.isfinite().all() for g in gradients]).all():
+        if not nn.utils.get_total_norm(gradients).isfinite():
             raise FloatingPointError(
                 f"a gradient is NaN or infinite at step {state.global_step + 1}; the checkpoints before it are in "
                 f"{args.output_dir}. Lower the learning rate and start in another folder"
@@ -138,6 +156,8 @@ class MetricsLog(TrainerCallback):
     def on_log(self, args, state, control, logs, **kwargs) -> None:
         if "loss" not in logs:  # the closing summary
             return
+        if not math.isfinite(float(logs["loss"])):
+            raise FloatingPointError(f"the loss is {logs['loss']} at step {state.global_step}: nothing to learn from?")
         row = {
             "step": state.global_step,
             "loss": float(logs["loss"]),

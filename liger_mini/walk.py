@@ -139,12 +139,24 @@ def pretrain(
         batch_size: rows a step; `micro_batch_size` of them at a time. At 1B a row of 512 tokens keeps about 1.3 GB of
             activations in bfloat16.
     """
-    set_seed(seed)
     output_dir, clock, micro = Path(output_dir), _Clock(minutes), min(micro_batch_size, batch_size)
+    if batch_size % micro:
+        raise ValueError(f"batch_size = {batch_size} is not a multiple of micro_batch_size = {micro}")
+    asked = {
+        "minutes": minutes,
+        "length": length,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     report = output_dir / "pretraining.json"
     if report.is_file():
+        done = json.loads(report.read_text("utf-8"))
+        if (there := {name: done.get(name) for name in asked}) != asked:
+            raise FileExistsError(f"{output_dir} holds another pretraining ({there}, now {asked}); use another folder")
         model.load_state_dict(load(output_dir).state_dict())
-        return json.loads(report.read_text("utf-8"))
+        return done
+    set_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.learning_rate)
     gpu = torch.cuda.is_available()
@@ -163,6 +175,7 @@ def pretrain(
         include_num_input_tokens_seen="all",
         report_to=[],
     )
+    args._n_gpu = min(args.n_gpu, 1)  # one GPU, as in `recover`
     rows = Mixture(tokenizer, args.max_steps * batch_size, length, seed)
     collator = corpus.Collator(tokenizer.pad_token_id)
     trainer = Trainer(
@@ -174,12 +187,10 @@ def pretrain(
     history = [(row["step"], float(row["loss"])) for row in trainer.state.log_history if "loss" in row]
     tokens = int(trainer.state.num_input_tokens_seen)
     done = {
-        "minutes": minutes,
+        **asked,
         "tokens": tokens,
         "tokens_per_second": tokens / (60 * minutes),
         "losses": history,
-        "length": length,
-        "batch_size": batch_size,
         "parameters": model.num_parameters(),
     }
     write_atomically(report, json.dumps(done, indent=1))

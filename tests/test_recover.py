@@ -185,6 +185,15 @@ def test_attention_transfer_lowers_its_error_and_then_trains(tiny, tmp_path):
     assert [step for step, _ in result.losses] == list(range(1, 9))
 
 
+def test_attention_transfer_leaves_the_blocks_of_a_layer_hybrid_alone(tiny, tmp_path):
+    model = lm.linearize(tiny(num_hidden_layers=4), window=4, softmax_every=2)
+    recipe = dataclasses.replace(RECIPE, transfer_steps=4)
+    lm.recover(model, Rows(), output_dir=tmp_path, recipe=recipe)
+    adapter = load_file(last_complete_checkpoint(tmp_path / "transfer" / "checkpoints") / "adapter_model.safetensors")
+    trained = {int(name.split(".layers.")[1][0]) for name, B in adapter.items() if "lora_B" in name and B.any()}
+    assert trained == {0, 2}
+
+
 def test_attention_transfer_in_micro_batches_is_a_mean_as_well(tiny, tmp_path):
     """Not a sum over the micro-batches. A mean of ratios is not the ratio of means, hence the tolerance."""
     first = []
@@ -241,7 +250,7 @@ def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
     ("dataset", "error", "words"),
     [
         ([{"input_ids": [1, 2]}], ValueError, r"lacks \['labels'\]"),
-        ([], ValueError, "the dataset is empty"),
+        ([], ValueError, "has 0 rows, which is less than a batch of 8"),
         ({"train": Rows(), "test": Rows()}, TypeError, r"several splits, \['test', 'train'\]; give one"),
         (iter([]), TypeError, "list_iterator has no length"),
         ([{"input_ids": [1] * 65, "labels": [1] * 65}], ValueError, "65 tokens, and the model's positions end at 64"),
@@ -249,10 +258,13 @@ def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
         ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], ValueError, "3 input_ids and 2 labels"),
         ([{"input_ids": [1, 2], "labels": [-100, -100]}], ValueError, "no label to learn from"),
         ([{"input_ids": [], "labels": []}], ValueError, "a row of 0 tokens has no label"),
+        ([{"input_ids": [5], "labels": [5]}], ValueError, "after the first, all are -100"),
     ],
 )
 def test_a_dataset_that_cannot_be_learned_from_is_refused(tiny, tmp_path, dataset, error, words):
     model = lm.linearize(tiny(max_position_embeddings=64), window=4)
+    if isinstance(dataset, list):
+        dataset = dataset * 8
     with pytest.raises(error, match=words):
         lm.recover(model, dataset, output_dir=tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -268,6 +280,8 @@ def test_every_row_is_looked_at_and_the_model_left_as_it_was(tiny, tmp_path, pac
         lm.recover(model, [row] * 20 + [long], output_dir=tmp_path, recipe=recipe)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)  # and no adapter in between
     assert model.config.use_cache
+    assert all(p.requires_grad for p in model.parameters())
+    assert not model.training
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert [layer.branches for layer in liger_layers(model)] == [(0.5, 0.5)] * 3
 
@@ -336,6 +350,25 @@ def test_a_stage_that_is_finished_is_not_trained_further(tiny, tmp_path):
     again, same = losses(tiny, tmp_path / "run", transfer_steps=3)
     assert again.losses == whole.losses
     torch.testing.assert_close(same.state_dict(), model.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_a_setting_that_is_refused_leaves_no_folder(tiny, tmp_path):
+    model = lm.linearize(tiny(), window=4)
+    with pytest.raises(ValueError, match="batch_size = 4 is not a multiple of micro_batch_size x processes = 3 x 1"):
+        lm.recover(model, Rows(), output_dir=tmp_path / "a", recipe=dataclasses.replace(RECIPE, micro_batch_size=3))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_damaged_adapter_leaves_the_model_alone(tiny, tmp_path):
+    losses(tiny, tmp_path / "run")
+    (tmp_path / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"half")
+    torch.manual_seed(0)
+    model = lm.linearize(tiny(), "lightnet", window=4)
+    names = list(model.state_dict())
+    with pytest.raises(Exception, match="deserializing"):
+        lm.recover(model, UnequalRows(), output_dir=tmp_path / "run", recipe=RECIPE, log_every=1)
+    assert list(model.state_dict()) == names
+    assert not model.config.liger.get("recovered")
 
 
 def test_a_half_written_log_line_is_dropped(tiny, tmp_path):

@@ -131,5 +131,13 @@ def test_writing_follows_links_and_refuses_folders(tmp_path):
     write_atomically(link, "2")
     assert (target.read_text(), link.is_symlink()) == ("2", True)
     assert [path.name for path in target.parent.iterdir()] == ["target.json"]
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
         write_atomically(target.parent, "3")
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a system without /dev")
+def test_writing_to_standard_output_writes_there(tmp_path):
+    command = (
+        "from pathlib import Path; from liger_mini.paths import write_atomically as w; w(Path('/dev/stdout'), 'here')"
+    )
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "here"

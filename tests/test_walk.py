@@ -33,8 +33,11 @@ def test_the_whole_walk_on_a_small_model(teacher, tmp_path):
     assert about["parameters"] == model.num_parameters()
     torch.manual_seed(1)
     again = walk.one_billion(tokenizer, **SMALL)
-    assert walk.pretrain(again, tokenizer, tmp_path / "teacher", minutes=60) == json.loads(json.dumps(about))
-    torch.testing.assert_close(again.state_dict(), model.state_dict())  # loaded, not trained for an hour
+    how = {"minutes": 0.05, "length": 64, "batch_size": 4}
+    assert walk.pretrain(again, tokenizer, tmp_path / "teacher", **how) == json.loads(json.dumps(about))
+    torch.testing.assert_close(again.state_dict(), model.state_dict())  # loaded, not trained
+    with pytest.raises(FileExistsError, match="holds another pretraining"):
+        walk.pretrain(again, tokenizer, tmp_path / "teacher", **{**how, "minutes": 60})
     recipe = Recipe(steps=4, batch_size=2)
     result = walk.walk(
         model,
