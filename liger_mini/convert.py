@@ -156,7 +156,8 @@ def _swap_attention(model: PreTrainedModel) -> None:
     config = model.config
     config._attn_implementation = IMPLEMENTATION
     settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
-    for layer, layer_type, own in zip(model.model.layers, config.layer_types, config.liger["own_windows"]):
+    own_windows = config.liger.get("own_windows", [None] * config.num_hidden_layers)  # older folders lack it
+    for layer, layer_type, own in zip(model.model.layers, config.layer_types, own_windows):
         if layer_type == "hybrid_sliding":
             layer.self_attn = LigerAttention(layer.self_attn, own_window=own, **settings)
 
