@@ -39,8 +39,8 @@ WRITING = {
 
 def identity(model: PreTrainedModel, dataset: Dataset, recipe: Any, train_in_full: Sequence[str]) -> dict[str, Any]:
     """What makes a run this run. Weights and data are known by a hash of some of them: every W_k, and 16 rows."""
-    spread = sorted({len(dataset) * i // 16 for i in range(16)})
-    rows = [[int(x) for name in ("input_ids", "labels") for x in dataset[i][name]] for i in spread]
+    rows = [dataset[i] for i in sorted({len(dataset) * i // 16 for i in range(16)})]
+    rows = [[int(x) for name in ("input_ids", "labels") for x in row[name]] for row in rows]
     keys = (p for name, p in model.named_parameters() if name.endswith("k_proj.weight"))
     return {
         "recipe": dataclasses.asdict(recipe),
