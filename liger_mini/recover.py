@@ -151,8 +151,8 @@ def recover(
     """Train LoRA adapters on a linearized model and merge them into it, in place.
 
     Under `torchrun` or `accelerate launch` the batch is spread over the processes (the Trainer's DDP): same global batch,
-    same losses. A last batch that is not full is left out. Running the same call again after an interruption goes on from the last complete checkpoint, to the
-    same losses. A finished run is not repeated: its adapter is loaded and merged.
+    same losses. A last batch that is not full is left out. Running the same call again after an interruption goes on from
+    the last complete checkpoint, to the same losses. A finished run is not repeated: its adapter is loaded and merged.
 
     Args:
         dataset: rows of `input_ids` and `labels` (-100 = not scored) of equal length, at least one of them scored.
@@ -222,7 +222,7 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
     set_seed(recipe.seed)  # LoRA's A is drawn at random
     training, trainable = model.training, [p for p in model.parameters() if p.requires_grad]
     flags = {m: m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")}
-    use_cache, model.config.use_cache = model.config.use_cache, False
+    use_cache = model.config.use_cache
     lora = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -233,6 +233,7 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
     with quiet_peft():
         peft_model = get_peft_model(model, lora)
     try:
+        model.config.use_cache = False
         with branches(model, None):
             yield peft_model
     except BaseException:
