@@ -11,27 +11,33 @@ import warnings
 from pathlib import Path
 
 import huggingface_hub
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
-    Qwen2ForCausalLM,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-from liger_mini.attention import IMPLEMENTATION, LigerAttention, keep_padding_mask
+from liger_mini.attention import IMPLEMENTATION, LigerAttention, prepare_layers
 from liger_mini.paths import write_atomically
 from liger_mini.structures import get_structure
 from liger_mini.version import __version__
+
+HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
+AUTO = dict(
+    zip(HEADS, (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification))
+)
+CODE = "modeling_liger_mini.py"  # in every saved folder, for tools that load one in a process of their own
 
 
 class LigerModel:
@@ -39,9 +45,12 @@ class LigerModel:
 
     Its config is the family's with these fields more:
         liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every; also own_windows, the window of
-            each layer's softmax attention before (None: it saw everything), and recovered, once LoRA was merged.
+            each layer's softmax attention before (None: it saw everything), base, the name of the model it was made
+            from, parameters, how many that had, and recovered, once LoRA was merged.
         layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
     """
+
+    _is_stateful = True  # a state cannot be rolled back: transformers refuses assisted generation and prompt lookup
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -55,49 +64,85 @@ class LigerModel:
             )
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
+    def create_masks_for_generate(self, config, inputs_embeds, attention_mask=None, *args, **kwargs):
+        """`generate` hands the mask of tokens on as it is, also to a compiled step; see `prepare_layers`."""
+        return attention_mask
 
-class LigerLlamaConfig(LlamaConfig):
+    def _prepare_cache_for_generation(self, generation_config, *args, **kwargs):
+        if generation_config.is_assistant:
+            raise ValueError(
+                "a linearized model cannot be the assistant of another: what it proposes has to be taken back where it is "
+                "wrong, and a recurrent state cannot; give a softmax model as assistant_model"
+            )
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if Path(save_directory).is_dir():
+            write_atomically(Path(save_directory) / CODE, _code(type(self.config)))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None):
+        """transformers would copy this file into saved folders; they hold `CODE`, which imports the package."""
+
+
+def _code(config_class: type) -> str:
+    names = [config_class.__name__, *(f"{_prefix(config_class)}{head}" for head in HEADS)]
+    return (
+        '"""What transformers reads with trust_remote_code=True: the model itself is in the package liger_mini."""\n\n'
+        f"from liger_mini.convert import {', '.join(names)}\n"
+    )
+
+
+def _prefix(config_class: type) -> str:
+    return config_class.__name__.removesuffix("Config")
+
+
+class LigerConfig:
+    """What the linearized config of each family adds to the family's own."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None):
+        """As for the models."""
+
+
+class LigerLlamaConfig(LigerConfig, LlamaConfig):
     model_type = "liger_llama"
 
 
-class LigerLlamaForCausalLM(LigerModel, LlamaForCausalLM):
-    config_class = LigerLlamaConfig
-
-
-class LigerMistralConfig(MistralConfig):
+class LigerMistralConfig(LigerConfig, MistralConfig):
     model_type = "liger_mistral"
 
 
-class LigerMistralForCausalLM(LigerModel, MistralForCausalLM):
-    config_class = LigerMistralConfig
-
-
-class LigerQwen2Config(Qwen2Config):
+class LigerQwen2Config(LigerConfig, Qwen2Config):
     model_type = "liger_qwen2"
 
 
-class LigerQwen2ForCausalLM(LigerModel, Qwen2ForCausalLM):
-    config_class = LigerQwen2Config
-
-
-class LigerQwen3Config(Qwen3Config):
+class LigerQwen3Config(LigerConfig, Qwen3Config):
     model_type = "liger_qwen3"
 
 
-class LigerQwen3ForCausalLM(LigerModel, Qwen3ForCausalLM):
-    config_class = LigerQwen3Config
+def _register(config_class: type) -> dict[type[PreTrainedModel], type[PreTrainedModel]]:
+    """Make and register the linearized classes of a family; what each is made from -> what it becomes."""
+    _, family = config_class.__bases__
+    classes = {}
+    AutoConfig.register(config_class.model_type, config_class)
+    for head, auto in AUTO.items():
+        softmax = auto._model_mapping[family]
+        attributes = {
+            "config_class": config_class,
+            "__module__": __name__,
+            "__doc__": f"A linearized {softmax.__name__}.",
+        }
+        liger = type(f"{_prefix(config_class)}{head}", (LigerModel, softmax), attributes)
+        auto.register(config_class, liger)
+        globals()[liger.__name__] = classes[softmax] = liger
+    return classes
 
 
-FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {
-    LlamaForCausalLM: LigerLlamaForCausalLM,
-    MistralForCausalLM: LigerMistralForCausalLM,
-    Qwen2ForCausalLM: LigerQwen2ForCausalLM,
-    Qwen3ForCausalLM: LigerQwen3ForCausalLM,
-}
-
-for _liger in FAMILIES.values():
-    AutoConfig.register(_liger.config_class.model_type, _liger.config_class)
-    AutoModelForCausalLM.register(_liger.config_class, _liger)
+FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+for _config in (LigerLlamaConfig, LigerMistralConfig, LigerQwen2Config, LigerQwen3Config):
+    FAMILIES |= _register(_config)
 
 
 def linearize(
@@ -131,7 +176,12 @@ def linearize(
     liger = FAMILIES[type(model)]
     layers = model.config.num_hidden_layers
     config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
-    config.liger = {**settings, "own_windows": _own_windows(model.config)}
+    config.liger = {
+        **settings,
+        "own_windows": _own_windows(model.config),
+        "base": model.name_or_path,
+        "parameters": model.num_parameters(),
+    }
     config.sliding_window = window
     if hasattr(config, "use_sliding_window"):
         config.use_sliding_window = True  # Qwen drops sliding_window without it
@@ -140,24 +190,37 @@ def linearize(
         "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
     ]
     config.architectures = [liger.__name__]
+    prefix, module = _prefix(liger.config_class), CODE.removesuffix(".py")
+    config.auto_map = {"AutoConfig": f"{module}.{prefix}Config"} | {
+        auto.__name__: f"{module}.{prefix}{head}" for head, auto in AUTO.items()
+    }
     config._name_or_path = model.name_or_path = ""  # the folder it came from holds the softmax model
     model.__class__ = liger
     for module in model.modules():  # submodules hold the same config object
         if getattr(module, "config", None) is not None:
             module.config = config
-    model.generation_config._from_model_config = False
+    if model.can_generate():
+        model.generation_config._from_model_config = False
+    if structure == "linear" and model.dtype == torch.float16:
+        warnings.warn(
+            "float16 ends at 65,504, and the ungated recurrence (structure 'linear') sums over the whole text: long texts "
+            "overflow to infinity. Use bfloat16 or float32, model.to(torch.bfloat16), or a structure that forgets",
+            stacklevel=2,
+        )
     _swap_attention(model)
     return model
 
 
 def _swap_attention(model: PreTrainedModel) -> None:
     """Replace self_attn in every "hybrid_sliding" layer; its projections move over as they are."""
-    model.model.register_forward_pre_hook(keep_padding_mask, with_kwargs=True)
-    config = model.config
+    config, decoder = model.config, model.base_model
     config._attn_implementation = IMPLEMENTATION
+    if any(isinstance(layer.self_attn, LigerAttention) for layer in decoder.layers):
+        return  # transformers made the decoder of a classifier by its config: it is ours already
+    decoder.register_forward_pre_hook(prepare_layers, with_kwargs=True)
     settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
     own_windows = config.liger.get("own_windows", [None] * config.num_hidden_layers)  # older folders lack it
-    for layer, layer_type, own in zip(model.model.layers, config.layer_types, own_windows):
+    for layer, layer_type, own in zip(decoder.layers, config.layer_types, own_windows):
         if layer_type == "hybrid_sliding":
             layer.self_attn = LigerAttention(layer.self_attn, own_window=own, **settings)
 
@@ -308,9 +371,26 @@ The licence of `{source}` goes on to apply.
 """
 
 
+def foreign_adapters(model: torch.nn.Module) -> list[str]:
+    """Names of what PEFT has put into a model: adapters that saving, converting or recovering would lose."""
+    names: list[str] = []
+    for module in model.modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            active = getattr(module, "active_adapters", None) or getattr(module, "active_adapter", None) or []
+            names += [active] if isinstance(active, str) else active
+            names += [] if active else [type(module).__name__]
+    return list(dict.fromkeys(names))
+
+
 def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
     if isinstance(model, LigerModel):
         raise ValueError("this model is linearized already; load the original to linearize it in another way")
+    adapters = foreign_adapters(model)
+    if adapters:
+        raise TypeError(
+            f"the model carries PEFT's {', '.join(map(repr, adapters))}, which linearizing would lose; merge what was trained "
+            "first: model = PeftModel.from_pretrained(base, folder).merge_and_unload()"
+        )
     if type(model) not in FAMILIES:
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         reason = ""
@@ -318,13 +398,19 @@ def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
             reason = ": it is no causal language model, and a recurrence runs from left to right"
         elif "k_proj" not in modules:
             reason = ": it has no k_proj of its own (a fused qkv), and the gate is read off the key"
-        allowed = ", ".join(family.__name__ for family in FAMILIES)
+        allowed = ", ".join(family.__name__ for family in FAMILIES if family.__name__.endswith("CausalLM"))
         raise TypeError(f"cannot linearize a {type(model).__name__}{reason}. Allowed are {allowed}")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(
             f"the weights are quantised ({type(model.hf_quantizer).__name__}), and LoRA could not be merged into them "
             "exactly; load the model without quantization_config, or call model.dequantize() first"
         )
+    for name, module in model.named_modules():
+        if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")) and type(module) is not torch.nn.Linear:
+            raise TypeError(
+                f"{name} is a {type(module).__name__}, not the torch.nn.Linear that the checkpoint holds: something was put "
+                "around it. Undo that, or load the model again"
+            )
     own_windows = [window for window in _own_windows(model.config) if window]
     if softmax_every and own_windows:
         raise ValueError(

@@ -85,6 +85,7 @@ class Structure:
         backend: str = "auto",
         *,
         mask: Float[Tensor, "B T"] | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
         cu_seqlens: Int[Tensor, "N+1"] | None = None,
     ) -> tuple[Float[Tensor, "B T H V"], Any]:
         """Run the structure on raw projections.
@@ -92,11 +93,27 @@ class Structure:
         Args:
             state: what the call before returned, float32; None is a fresh start.
             mask: 1 for a token, 0 for padding. A padded token writes nothing and forgets nothing.
+            documents: which of the documents packed into its row a token belongs to. Where the number changes, everything
+                before is forgotten: the gate is 0. The state is the last document's.
             cu_seqlens, backend: as in `gated_recurrence`.
         Returns:
             o in v's dtype, and the state after the last token (a tuple where `states` is 2).
         """
-        return self.run(self.inputs(q, k, v, mask), state, cu_seqlens=cu_seqlens, backend=backend)
+        *inputs, log_gate = self.inputs(q, k, v, mask)
+        log_gate = forget_before(documents, log_gate)
+        return self.run((*inputs, log_gate), state, cu_seqlens=cu_seqlens, backend=backend)
+
+    def of_heads(self, first: int, heads: int) -> Structure:
+        """The structure for a process that has only some of a layer's `heads` key heads, from number `first` on."""
+        return self
+
+
+def forget_before(documents: Tensor | None, log_gate: Tensor) -> Tensor:
+    """log_gate [B, T, ...] with a gate of 0 where a new document begins."""
+    if documents is None:
+        return log_gate
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+    return log_gate.masked_fill(begins.reshape(*begins.shape, *[1] * (log_gate.ndim - 2)), gates.NOTHING)
 
 
 def hide(mask: Tensor | None, x: Tensor, value: float = 0.0) -> Tensor:
@@ -118,10 +135,21 @@ class Linear(Structure):
 
 @dataclass(frozen=True)
 class Lightning(Structure):
-    """Lightning Attention: every head has its own fixed half-life, whatever the tokens are (`gates.head_decay`)."""
+    """Lightning Attention: every head has its own fixed half-life, whatever the tokens are (`gates.head_decay`).
+
+    Attributes:
+        first, heads: which of a layer's heads the keys are; None: all of them.
+    """
+
+    first: int = 0
+    heads: int | None = None
 
     def log_gate(self, k):
-        return gates.head_decay(k.shape[2], k.device).expand(k.shape[:-1])
+        n = k.shape[2]
+        return gates.head_decay(self.heads or n, k.device)[self.first : self.first + n].expand(k.shape[:-1])
+
+    def of_heads(self, first, heads):
+        return dataclasses.replace(self, first=first, heads=heads)
 
 
 @dataclass(frozen=True)
@@ -218,16 +246,17 @@ class LightNet(Structure):
         q, w, v, log_gate = super().inputs(q, hide(mask, gates.wide(k), gates.NOTHING), v, mask)  # padding adds nothing
         return q, w.to(q.dtype), v, log_gate
 
-    def running(self, k: Tensor, log1p_z: Tensor | None) -> tuple[Tensor, Tensor]:
+    def running(self, k: Tensor, log1p_z: Tensor | None, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K] (exact for keys down to -90)."""
         if log1p_z is None:
             log1p_z = k.new_zeros(k.shape[0], *k.shape[2:])
         some = log1p_z > 0
         log_z = log1p_z + (-torch.expm1(-log1p_z.where(some, 1))).log()
-        log_z = torch.cat([log_z.where(some, gates.NOTHING).unsqueeze(1), k], dim=1).logcumsumexp(1)
-        return F.logsigmoid(log_z[:, :-1] - k), F.softplus(log_z[:, -1])
+        log_z = torch.cat([log_z.where(some, gates.NOTHING).unsqueeze(1), k], dim=1)
+        log_z = log_z.logcumsumexp(1) if documents is None else logcumsumexp_within(documents, log_z)
+        return forget_before(documents, F.logsigmoid(log_z[:, :-1] - k)), F.softplus(log_z[:, -1])
 
-    def __call__(self, q, k, v, state=None, backend="auto", *, mask=None, cu_seqlens=None):
+    def __call__(self, q, k, v, state=None, backend="auto", *, mask=None, documents=None, cu_seqlens=None):
         lengths = [k.shape[1]]
         if cu_seqlens is not None:
             lengths = [b - a for a, b in itertools.pairwise(document_ends(cu_seqlens, *k.shape[:2]))]
@@ -237,11 +266,26 @@ class LightNet(Structure):
             check_state("state[1], log(1 + z),", log1p_z, (N, *k.shape[2:]), q)
         starts = [None] * len(lengths) if log1p_z is None else log1p_z.split(1 if cu_seqlens is not None else N)
         seen = hide(mask, gates.wide(k), gates.NOTHING)
-        documents = [self.running(document, start) for document, start in zip(seen.split(lengths, dim=1), starts)]
-        log_gate, log1p_z = torch.cat([g for g, _ in documents], dim=1), torch.cat([z for _, z in documents])
+        parts = [self.running(part, start, documents) for part, start in zip(seen.split(lengths, dim=1), starts)]
+        log_gate, log1p_z = torch.cat([g for g, _ in parts], dim=1), torch.cat([z for _, z in parts])
         inputs = softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
         o, S = self.run(inputs, S, cu_seqlens=cu_seqlens, backend=backend)
         return o, (S, log1p_z)
+
+
+def logcumsumexp_within(documents: Tensor, x: Tensor) -> Tensor:
+    """log Σ exp x_s over s ≤ t of the same document: x [B, 1 + T, ...], whose first row belongs to the first document.
+
+    In log2(T) rounds, each of which doubles how far back a sum reaches (Hillis and Steele, 1986): nothing is subtracted,
+    so one document's numbers cost another's no precision.
+    """
+    documents, distance = torch.cat([documents[:, :1], documents], dim=1), 1
+    while distance < x.shape[1]:
+        same = (documents[:, distance:] == documents[:, :-distance]).reshape(*x[:, distance:].shape[:2], 1, 1)
+        earlier = x[:, :-distance].masked_fill(~same, gates.NOTHING)
+        x = torch.cat([x[:, :distance], torch.logaddexp(x[:, distance:], earlier)], dim=1)
+        distance *= 2
+    return x
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ sequence (Tq = Tk), one token at decode (Tq = 1) and anything between.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from liger_mini.recurrences.checks import document_ends, require_triton
+from liger_mini.recurrences.checks import document_ends, document_numbers, require_triton
 
 BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds
@@ -35,6 +33,7 @@ def sliding_window_attention(
     *,
     key_mask: Bool[Tensor, "B Tk"] | None = None,
     cu_seqlens: Int[Tensor, "N+1"] | None = None,
+    documents: Int[Tensor, "B T"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B Tq H V"]:
     """Softmax attention over the last `window` keys, the current one included.
@@ -44,6 +43,8 @@ def sliding_window_attention(
             (Tk ≥ Tq: a cache in front).
         key_mask: True where a key may be seen; False hides padding. A query that sees no key gives 0.
         cu_seqlens: [N+1] boundaries of documents packed into one row (B = 1, Tq = Tk); they do not see each other.
+        documents: the same, said of each token (Tk = T, or T with a cache in front): tokens with different numbers do
+            not see each other, and what is in front belongs to the first. Not for "triton".
         backend: "naive" | "blocked" ("chunked" means the same here) | "triton" | "auto" ("blocked"; for one query,
             one step).
     Raises:
@@ -51,19 +52,22 @@ def sliding_window_attention(
             cover T. RuntimeError: "triton" on a machine that cannot run it.
     """
     _check(q, k, v, window, key_mask, backend)
-    ends = None if cu_seqlens is None else document_ends(cu_seqlens, k.shape[0], k.shape[1])
-    if ends is not None and q.shape[1] != k.shape[1]:
-        raise ValueError(f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}")
+    if cu_seqlens is not None:
+        document_ends(cu_seqlens, k.shape[0], k.shape[1])
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(
+                f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}"
+            )
     if backend == "triton":
         require_triton()
         from liger_mini.kernels.window import triton_window
 
         return triton_window(q, k, v, window, key_mask, cu_seqlens)
-    if ends is not None:
-        seen = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if key_mask is None else key_mask
-        documents = [tuple(x[:, a:b] for x in (q, k, v, seen)) for a, b in itertools.pairwise(ends) if b > a]
-        attend = [sliding_window_attention(*d[:3], window, key_mask=d[3], backend=backend) for d in documents]
-        return torch.cat(attend, dim=1)
+    if cu_seqlens is not None:
+        documents = document_numbers(cu_seqlens, k.shape[1])
+    elif documents is not None:
+        before = k.shape[1] - documents.shape[1]
+        documents = torch.cat([documents[:, :1].expand(-1, before), documents], dim=1)  # [B, Tk]
     if key_mask is None:
         key_mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, ·]
@@ -71,22 +75,24 @@ def sliding_window_attention(
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     if backend == "naive":
-        o = naive(q, k, v, window, key_mask)
-    elif q.shape[2] == 1:
+        o = naive(q, k, v, window, key_mask, documents)
+    elif q.shape[2] == 1:  # and what is in front belongs to its document
         o = step(q, k, v, window, key_mask)
     else:
-        o = blocked(q, k, v, window, key_mask)
+        o = blocked(q, k, v, window, key_mask, documents)
     return o.transpose(1, 2)
 
 
-def naive(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
-    """All T x T scores, with a band kept. q [B, H, Tq, K]; k, v [B, H, Tk, ·]; key_mask [B, Tk]."""
+def naive(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor, documents: Tensor | None = None) -> Tensor:
+    """All T x T scores, with a band kept. q [B, H, Tq, K]; k, v [B, H, Tk, ·]; key_mask, documents [B, Tk]."""
     compute = torch.promote_types(torch.float32, q.dtype)
     Tq, Tk = q.shape[2], k.shape[2]
     i = torch.arange(Tk - Tq, Tk, device=q.device).unsqueeze(1)
     j = torch.arange(Tk, device=q.device)
     band = (j <= i) & (j > i - window)  # [Tq, Tk]
     visible = band & key_mask[:, None, None, :]
+    if documents is not None:
+        visible = visible & (documents[:, None, -Tq:, None] == documents[:, None, None, :])
     scores = q.to(compute) @ k.to(compute).mT / q.shape[-1] ** 0.5
     weights = scores.masked_fill(~visible, torch.finfo(compute).min).softmax(-1)
     return (weights.masked_fill(~visible, 0) @ v.to(compute)).to(v.dtype)
@@ -97,18 +103,19 @@ def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tens
     return softmax_attention(q, k[:, :, -window:], v[:, :, -window:], key_mask[:, None, None, -window:])
 
 
-def blocked(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+def blocked(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor, documents: Tensor | None = None) -> Tensor:
     """Blocks of W queries: each sees its own block of keys and the one before, so scores are W x 2W."""
     Tq, before = q.shape[2], k.shape[2] - q.shape[2]
     outputs = []
     for start in range(0, Tq, SPAN):
         end = min(start + SPAN, Tq)
         keys = slice(max(0, before + start - window + 1), before + end)  # that any of these queries can see
-        outputs.append(blocks(q[:, :, start:end], k[:, :, keys], v[:, :, keys], window, key_mask[:, keys]))
+        labels = None if documents is None else documents[:, keys]
+        outputs.append(blocks(q[:, :, start:end], k[:, :, keys], v[:, :, keys], window, key_mask[:, keys], labels))
     return torch.cat(outputs, dim=2)
 
 
-def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Tensor:
+def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor, documents: Tensor | None = None) -> Tensor:
     """One span of `blocked`, all its blocks at once."""
     B, _, Tq, _ = q.shape
     W = min(window, k.shape[2])
@@ -119,6 +126,9 @@ def blocks(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor) -> Te
     i = torch.arange(W, device=q.device).unsqueeze(1) + W
     j = torch.arange(2 * W, device=q.device)
     visible = ((j <= i) & (j > i - W)) & seen[:, :, None, :]  # [B, N, W, 2W]
+    if documents is not None:
+        numbers = F.pad(documents, (before, after)).unfold(1, 2 * W, W)  # [B, N, 2W]
+        visible = visible & (numbers[:, :, W:, None] == numbers[:, :, None, :])
     rows = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # every block is a row of a batch: [B N, H, ·, ·]
     o = softmax_attention(*rows, visible.flatten(0, 1).unsqueeze(1))
     return o.unflatten(0, (B, -1)).transpose(1, 2).flatten(2, 3)[:, :, :Tq]

@@ -90,6 +90,11 @@ def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
     return ends
 
 
+def document_numbers(cu_seqlens: Tensor, T: int) -> Tensor:
+    """Which document each token of a packed row belongs to, [1, T], made without reading a value."""
+    return torch.bucketize(torch.arange(T, device=cu_seqlens.device), cu_seqlens, right=True).unsqueeze(0)
+
+
 def require_triton() -> None:
     """Say what is missing where `backend="triton"` cannot even be imported."""
     if importlib.util.find_spec("triton") is None:

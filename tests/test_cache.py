@@ -1,0 +1,221 @@
+"""Every cache transformers can make for a linearized model, and everything it does to one (promises 2 and 4)."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
+
+import liger_mini as lm
+from liger_mini.benchmark import state_bytes
+
+WINDOW = 4
+PROMPTS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW)
+LOGITS = 2e-4  # float32; the logits of these models are of order 1 to 10
+MODELS = [*lm.structures, "hybrid"]
+# offloaded ones need a GPU; quantised ones are transformers' to refuse
+CACHES = [name for name in ALL_CACHE_IMPLEMENTATIONS if "offloaded" not in name and name != "quantized"]
+
+
+@pytest.fixture
+def make(tiny):
+    def linearized(name, window=WINDOW):
+        structure, every = ("gla", 2) if name == "hybrid" else (name, None)
+        model = lm.linearize(tiny(), structure, window=window, softmax_every=every)
+        model.generation_config.eos_token_id = None
+        return model
+
+    return linearized
+
+
+def tokens(B, T):
+    return torch.randint(2, 97, (B, T))
+
+
+def padded(prompt, padding):
+    """Two rows of `prompt` tokens, the first with so many tokens of padding on the left and the second with none."""
+    ids = tokens(2, prompt + padding)
+    mask = torch.ones_like(ids)
+    mask[0, :padding], ids[0, :padding] = 0, 1
+    return ids, mask
+
+
+@torch.no_grad()
+def without_cache(model, ids, mask):
+    return model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False).logits
+
+
+@pytest.mark.parametrize("padding", [0, 3], ids=["no padding", "left padding"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_generate_has_the_logits_of_the_forward_without_a_cache(make, name, kind, prompt, padding):
+    model, (ids, mask) = make(name), padded(prompt, padding)
+    how = {"max_new_tokens": 2 * WINDOW + 1, "cache_implementation": kind, "disable_compile": True}
+    how |= {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
+    if name == "hybrid" and kind not in ("dynamic", "hybrid"):  # transformers takes "hybrid" for "dynamic"
+        with pytest.raises(ValueError, match=r"softmax_every cannot decode with a StaticCache.*DynamicCache\("):
+            model.generate(ids, attention_mask=mask, **how)
+        return
+    out = model.generate(ids, attention_mask=mask, **how)
+    mask = torch.cat([mask, torch.ones(2, 2 * WINDOW + 1, dtype=torch.long)], dim=1)
+    expected = without_cache(model, out.sequences, mask)[:, ids.shape[1] - 1 : -1]
+    torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=LOGITS, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["gla", "gsa", "lightnet"])
+def test_pieces_of_any_length_with_padding_inside_the_window(make, name, kind):
+    """Whatever the pieces, and with a mask of all tokens, of those given now, or, static, of the whole buffer's length."""
+    model, (ids, mask) = make(name, window=6), padded(17, 4)
+    expected = without_cache(model, ids, mask)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    for form in ("all", "these", "longer"):
+        cache, logits = caches(model)[kind], []
+        for a, b in itertools.pairwise((0, 2, 3, 9, 10, 21)):
+            given = {"all": mask[:, :b], "these": mask[:, a:b], "longer": torch.cat([mask, mask[:, :5]], 1)}[form]
+            how = {"attention_mask": given, "position_ids": positions[:, a:b], "past_key_values": cache}
+            logits.append(model(ids[:, a:b], use_cache=True, **how).logits)
+        torch.testing.assert_close(torch.cat(logits, 1)[mask.bool()], expected[mask.bool()], atol=LOGITS, rtol=0)
+
+
+def caches(model):
+    return {
+        "dynamic": DynamicCache(config=model.config),
+        "static": StaticCache(config=model.config, max_cache_len=64),
+        "short static": StaticCache(config=model.config, max_cache_len=2),  # shorter than the window
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static", "short static"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seen", [2, 9])
+@pytest.mark.parametrize("what", ["permuted", "selected", "repeated", "reordered", "copied", "forgotten"])
+def test_what_is_done_to_the_rows_of_a_filled_cache(make, name, kind, seen, what):
+    if name == "hybrid" and kind != "dynamic":
+        pytest.skip("refused, see above")
+    model, ids, following = make(name), tokens(3, seen), tokens(3, 3)
+    cache = caches(model)[kind]
+    model(ids, past_key_values=cache, use_cache=True)
+    rows = {"selected": [2], "repeated": [0, 0, 1, 1, 2, 2], "copied": [0, 1, 2]}.get(what, [2, 0, 1])
+    if what in ("permuted", "selected"):
+        cache.batch_select_indices(torch.tensor(rows))
+    elif what == "repeated":
+        cache.batch_repeat_interleave(2)
+    elif what == "reordered":
+        cache.reorder_cache(torch.tensor(rows))
+    elif what == "copied":
+        before, cache = cache, copy.deepcopy(cache)
+        model(tokens(3, 2), past_key_values=before, use_cache=True)  # must not reach the copy
+    else:
+        cache.reset()
+        model(ids[rows], past_key_values=cache, use_cache=True)
+    whole = torch.cat([ids[rows], following[rows]], dim=1)
+    expected = model(whole, use_cache=False).logits[:, seen:]
+    for t in range(3):  # and on, token by token
+        logits = model(following[rows][:, t : t + 1], past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(logits, expected[:, t : t + 1], atol=LOGITS, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("window", [1, 2, 5])
+@pytest.mark.parametrize("structure", lm.structures)
+def test_what_is_kept_does_not_grow(make, structure, window, kind):
+    """For every window that is allowed, one token included: bytes of the cache at 5, 40 and 400 tokens."""
+    model, sizes = make(structure, window), []
+    for T in (5, 40, 400):
+        cache = caches(model)[kind]
+        model(tokens(1, T), past_key_values=cache, use_cache=True)
+        for _ in range(3):
+            model(tokens(1, 1), past_key_values=cache, use_cache=True)
+        sizes.append(state_bytes(cache))
+    assert len(set(sizes)) == 1
+    assert all(layer.keys.shape[2] == window - 1 for layer in cache.layers)
+
+
+@torch.no_grad()
+def test_a_row_too_many_is_told(make):
+    model = make("gla")
+    cache = DynamicCache(config=model.config)
+    model(tokens(2, 5), past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match="the cache holds 2 rows, and 3 were given"):
+        model(tokens(3, 1), past_key_values=cache, use_cache=True)
+
+
+def foreign(make, tiny):
+    """Caches that were made, or filled, for something else."""
+    teacher, ids = tiny(), tokens(1, 6)
+
+    def filled(model, cache=None):
+        return model(ids, past_key_values=cache or DynamicCache(config=model.config), use_cache=True).past_key_values
+
+    return {
+        "none given its config": DynamicCache(),
+        "of the teacher": filled(teacher),
+        "of the teacher, empty": DynamicCache(config=teacher.config),
+        "of the teacher, static": StaticCache(config=teacher.config, max_cache_len=32),
+        "keys and values alone": DynamicCache(ddp_cache_data=[(torch.zeros(1, 2, 3, 8),) * 2] * 3),
+        "other structure": filled(make("rwkv6")),
+        "other number of states": DynamicCache(config=make("gsa").config),
+        "other window": filled(make("gla", 7)),
+        "other window, empty": DynamicCache(config=make("gla", 7).config),
+        "other window, static": StaticCache(config=make("gla", 7).config, max_cache_len=32),
+        "a hybrid's": filled(make("hybrid")),
+        "fewer layers": DynamicCache(config=lm.linearize(tiny(num_hidden_layers=2), window=WINDOW).config),
+    }
+
+
+@torch.no_grad()
+def test_a_cache_made_for_something_else_is_refused(make, tiny):
+    model, hybrid, strangers = make("gla"), make("hybrid"), foreign(make, tiny)
+    tried = [(model, cache, what) for what, cache in strangers.items()]
+    tried.append((hybrid, DynamicCache(config=model.config), "a hybrid given one without softmax blocks"))
+    accepted = []
+    for given, cache, what in tried:
+        try:
+            given(tokens(1, 1), past_key_values=cache, use_cache=True)
+            accepted.append(what)
+        except ValueError as error:
+            assert "DynamicCache(config=model.config)" in str(error), what  # noqa: PT017 (all of them, then which)
+    assert not accepted
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rolling_back_is_refused_before_it_starts(make, tiny, name):
+    model, ids = make(name), tokens(1, 9)
+    teacher = tiny()
+    teacher.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        model.generate(ids, prompt_lookup_num_tokens=2, max_new_tokens=4)
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        model.generate(ids, assistant_model=teacher, max_new_tokens=4)
+    with pytest.raises(ValueError, match="cannot be the assistant of another"):
+        teacher.generate(ids, assistant_model=model, max_new_tokens=4)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache, use_cache=True)
+    with pytest.raises(ValueError, match=r"crop\(-2\): a recurrent state cannot forget"):
+        cache.crop(-2)
+    cache.crop(0)
+
+
+def test_a_static_cache_stays_where_it_is(make):
+    """A compiled or captured step finds every tensor at the address it had."""
+    model = make("gsa")
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    addresses = []
+    with torch.no_grad():
+        for T in (3, 1, 1, 7, 1):
+            model(tokens(1, T), past_key_values=cache, use_cache=True)
+            kept = [
+                x
+                for layer in cache.layers
+                for x in (layer.keys, layer.values, layer.real, *layer.recurrent_states.values())
+            ]
+            addresses.append([x.data_ptr() for x in kept])
+    assert all(seen == addresses[0] for seen in addresses)
