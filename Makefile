@@ -1,29 +1,37 @@
 # Every target sets up what it needs: a virtual environment in .venv with the versions in constraints.txt.
-PYTHON ?= python3
+# With TORCH=cpu torch comes as its CPU build, without gigabytes of CUDA: `make demo TORCH=cpu`.
 VENV := .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+endif
+INSTALL := $(BIN)/python -m $(if $(TORCH),uv pip install --torch-backend $(TORCH),pip install) --quiet
+DEV := $(VENV)/.dev
+COURSE := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.course)
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 SITE := build/site
 EXECUTED := $(SITE)/.executed
 # megabytes a widget that a page without a kernel has no use for
 WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
-.PHONY: demo lab test book record gpu lint clean setup
+.PHONY: demo lab test book record gpu lint clean setup lock sizes
 MINUTES := 8
 
-demo: $(READY)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
+demo: $(COURSE)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
 	$(BIN)/python -m liger_mini demo
 
-lab: $(READY)  ## open the course in JupyterLab
+lab: $(COURSE)  ## open the course in JupyterLab
 	$(BIN)/jupyter lab notebooks/00-quickstart.ipynb
 
-test: $(READY)  ## the test suite, then the notebooks in their quick tier
+test: $(DEV)  ## the test suite, then the notebooks in their quick tier
 	$(BIN)/python -m pytest
 	$(MAKE) $(EXECUTED)
 
 # executed once, in copies; `test` and `book` share them
-$(EXECUTED): $(READY) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.py' -o -name '*.json')
+$(EXECUTED): $(DEV) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.py' -o -name '*.json')
 	mkdir -p $(SITE)/notebooks
 	cp $(NOTEBOOKS) $(SITE)/notebooks
 	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(SITE)/notebooks
@@ -37,27 +45,39 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 	cp $$($(BIN)/python -c "import plotly; print(plotly.__path__[0])")/package_data/plotly.min.js $(SITE)/book/_static
 	$(BIN)/jupyter-book build $(SITE) --config book/_config.yml --toc book/_toc.yml --all --warningiserror --keep-going
 
-record: $(READY)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
+record: $(DEV)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
 	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 notebooks
 
-gpu: $(READY)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
+gpu: $(DEV)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
 	$(BIN)/python -m liger_mini equivalence --output data/results/equivalence-gpu.json
 	$(BIN)/python -m liger_mini benchmark --output data/results/benchmark-gpu.json
 	$(BIN)/python -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu
 	cp runs/walk-gpu/walk.json data/results/walk-gpu.json
 
-lint: $(READY)  ## ruff: style, imports, formatting, and notebooks without outputs
+lint: $(DEV)  ## ruff: style, imports, formatting, and notebooks without outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" tests/test_repository.py
 
-setup: $(READY)
+lock: | $(VENV)/.made  ## write constraints.txt: versions that install on every platform; needs the package index
+	$(BIN)/python -m pip install --quiet "uv>=0.13"
+	$(BIN)/python tests/lock.py
 
-$(READY): pyproject.toml constraints.txt
+sizes: $(DEV)  ## how many megabytes an installation downloads, by platform; needs the package index
+	$(BIN)/python tests/lock.py sizes
+
+setup: $(DEV)
+
+$(VENV)/.made:
 	$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f'liger_mini needs Python 3.11 or newer; this is {sys.version.split()[0]}. Try: make PYTHON=python3.12 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# .course holds what demo and notebooks need, .dev everything
+$(VENV)/.course $(DEV): $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/.made
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet "uv>=0.13")
+	$(INSTALL) -c constraints.txt -e ".[$*]"
 	touch $@
 
 clean:  ## remove the environment and everything a run made

@@ -11,19 +11,24 @@ HellaSwag 63.8, 59.8; WinoGrande 60.0, 59.1; MMLU 31.0, 22.4. Read MMLU on its o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.corpus import RELATIONS, story
+
+if TYPE_CHECKING:
+    import datasets
 
 PAPER_TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "mmlu")
 
 
 def tinyworld_documents(questions: int = 100, seed: int = 0) -> datasets.DatasetDict:
     """Held-out stories, each cut before one answer: text, the 24 values to choose from, and the right one's number."""
+    import datasets  # comes with the extras, not with the library
+
     rows: list[dict[str, Any]] = []
     index = 0
     while len(rows) < questions:
@@ -63,17 +68,21 @@ def harness(
     tasks: Sequence[str] = PAPER_TASKS,
     *,
     num_fewshot: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | str = 8,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """The harness's own numbers, by task.
 
     Args:
         tasks: names the harness knows, downloaded from the hub; or "tinyworld", which is made here.
+        batch_size: rows at a time, or "auto": as many as memory holds, at most 64; "auto:3" measures that three times,
+            since the rows get shorter.
         limit: questions a task, for a quick look.
     Raises:
-        ImportError: the harness is not installed. ValueError: a task it does not know, or a limit below 1.
+        ImportError: the harness is not installed. ValueError: a task it does not know, a limit or batch size below 1.
     """
+    if not re.fullmatch(r"auto(:[1-9]\d*)?|[1-9]\d*", str(batch_size)):
+        raise ValueError(f'batch_size = {batch_size!r}: allowed are whole numbers ≥ 1, "auto" and "auto:3"')
     if limit is not None and limit < 1:
         raise ValueError(f"limit = {limit}: allowed are whole numbers ≥ 1, or None for every question")
     try:

@@ -19,6 +19,10 @@ from transformers import (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--index", action="store_true", help="also ask the package index whether the pins resolve")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

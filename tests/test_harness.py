@@ -40,3 +40,12 @@ def test_the_harness_opens_a_folder_itself(tmp_path):
     theirs = lm_eval.simple_evaluate(model="hf", tasks=[tinyworld_task(16)], **how)["results"]["tinyworld"]
     ours = harness(model, tokenizer, ["tinyworld"], limit=16)["tinyworld"]
     assert theirs["acc,none"] == ours["acc,none"] > 0.5
+
+
+def test_the_harness_finds_a_batch_size_itself(teacher):
+    """ "auto" is a string all the way; the scores do not depend on how many rows are scored together."""
+    scores = [harness(*teacher, ["tinyworld"], batch_size=size, limit=6)["tinyworld"] for size in (8, "auto", "auto:2")]
+    assert scores[0] == scores[1] == scores[2]
+    for wrong in (0, -1, 1.5, "many", "auto:", "auto:0"):
+        with pytest.raises(ValueError, match=r"batch_size = .*: allowed are whole numbers"):
+            harness(*teacher, ["tinyworld"], batch_size=wrong)
