@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import plotly.io as pio
 import pytest
 import torch
 
@@ -124,14 +125,21 @@ def test_the_twin_has_every_setting_and_needs_no_kernel():
     assert "http" not in bundle["text/html"].split("<script")[0]
 
 
-def test_a_displayed_figure_has_words_and_loads_nothing():
-    import plotly.io as pio
-
-    bundle = pio.renderers["liger_mini"].to_mimebundle(decay(4, 1).to_dict())
+def test_a_displayed_figure_has_words_and_loads_nothing(monkeypatch):
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")  # what Plotly chooses in a Jupyter kernel
+    bundle = decay(4, 1)._repr_mimebundle_()
     assert bundle["application/vnd.plotly.v1+json"]["data"]
     assert 'aria-label="Decay with half-life 4 tokens, gain 1."' in bundle["text/html"]
     assert "src=" not in bundle["text/html"]
+    assert bundle["text/plain"] == "Decay with half-life 4 tokens, gain 1."
     json.dumps(bundle["application/vnd.plotly.v1+json"]["layout"]["meta"])
+
+
+def test_where_nobody_is_there_a_widget_is_its_twin(monkeypatch):
+    monkeypatch.setattr(widgets, "request", lambda: {"content": {"allow_stdin": False}})
+    twin = widgets.explore(decay, temper=[1, 4], gain=[1, 2])
+    assert len(twin.frames) == 4
+    assert "A slider shows 4 settings." in figures.alt_text(twin)
 
 
 def test_the_map_of_the_course_says_what_the_chapters_say():

@@ -12,21 +12,37 @@ import torch
 from IPython.display import HTML
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from liger_mini.teaching.figures.theme import alt_text, as_html, with_slider
+from liger_mini.teaching.figures.display import Figure, alt_text, as_html, for_notebook, request
+from liger_mini.teaching.figures.theme import with_slider
 
 
 class WithTwin(ipywidgets.VBox):
-    """A widget that also carries HTML for pages without a kernel; Jupyter shows the one, the book the other."""
+    """A widget that also carries HTML for pages without a kernel; Jupyter shows the one, an export or the book the other."""
 
-    def __init__(self, children: Sequence[ipywidgets.Widget], twin: str):
+    def __init__(self, children: Sequence[ipywidgets.Widget], twin: Figure | HTML):
         super().__init__(children)
-        self.twin = twin
+        self._twin = twin
+
+    @property
+    def twin(self) -> str:
+        """The HTML; a figure in it needs a page with plotly.js."""
+        return as_html(self._twin) if isinstance(self._twin, Figure) else self._twin.data
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super()._repr_mimebundle_(**kwargs), "text/html": self.twin}
+        twin = for_notebook(self._twin) if isinstance(self._twin, Figure) else self.twin
+        return {**super()._repr_mimebundle_(**kwargs), "text/html": twin}
 
 
-def explore(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> WithTwin:
+def somebody_is_there() -> bool:
+    """Whether a person may move a slider: what only executes a notebook tells its kernel that no input will come.
+
+    `jupyter nbconvert --execute` and nbmake do. Widgets would outlive their kernel there, with megabytes of state,
+    and nbconvert would prefer them to their twins; so the notebook gets the twins alone.
+    """
+    return request().get("content", {}).get("allow_stdin", True)
+
+
+def explore(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> WithTwin | Figure:
     """A figure with a slider for each argument of `draw`; the twin is one slider over all combinations.
 
     Every setting is drawn once for the twin, so one that `draw` refuses shows at once, not under a reader's hand.
@@ -34,7 +50,11 @@ def explore(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> WithTw
     Args:
         draw: keyword arguments -> a figure with alt text; every figure has the same traces.
         controls: argument -> the values its slider offers, the first one shown first.
+    Returns: the widget, or only its twin where nobody is there to use it.
     """
+    twin = with_slider(draw, **controls)
+    if not somebody_is_there():
+        return twin
     sliders = {
         name: ipywidgets.SelectionSlider(
             options=[(str(value), value) for value in values], description=name.replace("_", " ")
@@ -54,7 +74,7 @@ def explore(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> WithTw
 
     for slider in sliders.values():
         slider.observe(redraw, "value")
-    return WithTwin([*sliders.values(), view, words], as_html(with_slider(draw, **controls)))
+    return WithTwin([*sliders.values(), view, words], twin)
 
 
 @torch.no_grad()
@@ -90,16 +110,19 @@ def side_by_side(
 
 def generation_widget(
     models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, prompt: str, *, tokens: int = 40
-) -> WithTwin:
+) -> WithTwin | HTML:
     """A prompt, a length and a button; below, `side_by_side` of the same models, which is the twin.
 
     The first answer is there before any click. A mistake shows its message in place of the answer and
-    the widget goes on working.
+    the widget goes on working. Where nobody is there to click, it is the answer alone.
     """
+    twin = side_by_side(models, tokenizer, prompt, tokens=tokens)
+    if not somebody_is_there():
+        return twin
     text = ipywidgets.Textarea(value=prompt, description="Prompt", layout={"width": "100%", "height": "6em"})
     length = ipywidgets.IntSlider(value=tokens, min=1, max=100, description="Tokens")
     button = ipywidgets.Button(description="Generate", button_style="primary")
-    answer = ipywidgets.HTML(side_by_side(models, tokenizer, prompt, tokens=tokens).data)
+    answer = ipywidgets.HTML(twin.data)
 
     def generate(_) -> None:
         try:
@@ -108,4 +131,4 @@ def generation_widget(
             answer.value = f'<p role="alert"><b>Nothing generated:</b> {html.escape(str(error))}</p>'
 
     button.on_click(generate)
-    return WithTwin([text, ipywidgets.HBox([length, button]), answer], answer.value)
+    return WithTwin([text, ipywidgets.HBox([length, button]), answer], twin)

@@ -6,14 +6,14 @@ bars in pattern, so a figure survives greyscale. Each figure carries its alt tex
 
 from __future__ import annotations
 
-import html
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
-from plotly.io.base_renderers import MimetypeRenderer
+
+from liger_mini.teaching.figures.display import Figure, alt_text
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "solid")
@@ -37,22 +37,18 @@ pio.templates["liger_mini"] = go.layout.Template(
 )
 
 
-def new_figure(title: str, x: str | None, y: str | None, *, height: int = 420) -> go.Figure:
+def new_figure(title: str, x: str | None, y: str | None, *, height: int = 420) -> Figure:
     """An empty figure in the theme; axis titles carry the unit in brackets."""
-    figure = go.Figure(layout={"template": "liger_mini", "title": title, "height": height})
+    figure = Figure(layout={"template": "liger_mini", "title": title, "height": height})
     figure.update_xaxes(title=x)
     figure.update_yaxes(title=y)
     return figure
 
 
-def described(figure: go.Figure, alt: str) -> go.Figure:
+def described(figure: go.Figure, alt: str) -> Figure:
     """The figure with its alt text: what a reader who cannot see it has to know, numbers included."""
+    figure = figure if isinstance(figure, Figure) else Figure(figure)
     return figure.update_layout(meta={"alt": alt})
-
-
-def alt_text(figure: go.Figure) -> str:
-    """The words that stand for the figure."""
-    return figure.layout.meta["alt"]
 
 
 def line(i: int) -> dict:
@@ -81,22 +77,7 @@ def add_bars(
     figure.add_bar(x=x, y=y, name=name, marker=bar(i), text=text, textposition="outside", **more)
 
 
-def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
-    """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included."""
-    plot = figure.to_html(
-        full_html=False,
-        auto_play=False,
-        include_plotlyjs=include_plotlyjs,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    words = html.escape(alt_text(figure))
-    return (
-        f'<figure role="group" aria-label="{words}" style="margin:1.5rem 0">{plot}'
-        f'<figcaption style="color:#555;font-size:.85em">{words}</figcaption></figure>'
-    )
-
-
-def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> go.Figure:
+def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Figure:
     """`draw` over all values of its controls, as one figure with a slider that needs no kernel.
 
     With several controls the slider walks through every combination, the last one fastest.
@@ -106,7 +87,7 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> go
     """
     settings = [dict(zip(controls, values)) for values in itertools.product(*controls.values())]
     drawn = [draw(**setting) for setting in settings]
-    figure = go.Figure(drawn[0])
+    figure = Figure(drawn[0])
     names = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
     for f in drawn:
         f.layout.height = None  # the slider needs room that a frame's own height would take back
@@ -117,19 +98,3 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> go
     figure.update_layout(sliders=[below], height=(figure.layout.height or 420) + 110)
     told = " ".join(f"At {n}: {alt_text(f)}" for n, f in zip((names[0], names[-1]), (drawn[0], drawn[-1])))
     return described(figure, f"{alt_text(drawn[0])} A slider shows {len(names)} settings. {told}")
-
-
-class _Renderer(MimetypeRenderer):
-    """For JupyterLab its own kind of figure, for the book HTML with alt text; neither needs a network."""
-
-    def to_mimebundle(self, fig_dict: dict) -> dict:
-        figure = go.Figure(fig_dict)
-        bundle = {"application/vnd.plotly.v1+json": fig_dict}
-        if figure.layout.meta:  # ours; someone else's figure has no words to show
-            bundle["text/html"] = as_html(figure)
-            bundle["text/plain"] = alt_text(figure)
-        return bundle
-
-
-pio.renderers["liger_mini"] = _Renderer()
-pio.renderers.default = "liger_mini"

@@ -1,0 +1,169 @@
+"""The reader's Plotly stays the reader's, and an exported notebook shows every figure without a network."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+from plotly.offline import get_plotlyjs
+
+from liger_mini.teaching import book
+from liger_mini.teaching.figures import as_html, course_map, display
+
+PLOTLY = "application/vnd.plotly.v1+json"
+IMPORTS = """
+import importlib, pkgutil
+from liger_mini import teaching
+for module in pkgutil.walk_packages(teaching.__path__, "liger_mini.teaching."):
+    importlib.import_module(module.name)
+"""
+DRAW = """
+from liger_mini.teaching import figures, widgets
+from liger_mini.teaching.figures.theme import described, new_figure
+
+def line(slope):
+    figure = new_figure(f"Slope {slope}", "x", "y")
+    figure.add_scatter(x=[0, 1], y=[0, slope])
+    return described(figure, f"A line of slope {slope}.")
+"""
+FIGURES = ("figures.course_map()", "line(2).show()", "widgets.explore(line, slope=[1, 2, 3])")
+
+
+def executed(*cells: str) -> nbformat.NotebookNode:
+    """A notebook of these cells, run as nbmake and nbconvert run one."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    ExecutePreprocessor(kernel_name="python3", timeout=300).preprocess(notebook, {})
+    return notebook
+
+
+def bundles(notebook: nbformat.NotebookNode) -> list[dict]:
+    """What the outputs carry: MIME type -> content."""
+    return [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+
+
+def exported(notebook: nbformat.NotebookNode) -> str:
+    """The page that `jupyter nbconvert --to html` writes."""
+    return HTMLExporter().from_notebook_node(notebook)[0]
+
+
+@pytest.fixture(scope="module")
+def notebook() -> nbformat.NotebookNode:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PLOTLY_RENDERER", raising=False)
+        return executed(DRAW, *FIGURES)
+
+
+@pytest.mark.parametrize("chosen", [None, "json", "notebook_connected+svg"])
+def test_importing_the_course_changes_nothing_of_plotly(chosen):
+    environment = {name: value for name, value in os.environ.items() if name != "PLOTLY_RENDERER"}
+    environment |= {"PLOTLY_RENDERER": chosen} if chosen else {}
+    state = "(pio.renderers.default, list(pio.renderers), pio.renderers.render_on_display, pio.templates.default)"
+    check = f"import plotly.io as pio\nbefore = {state}\n{IMPORTS}\nassert {state} == before, ({state}, before)"
+    subprocess.run([sys.executable, "-c", check], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["variable", "assignment"])
+def test_the_readers_renderer_draws_the_figures(how, monkeypatch):
+    choice = "" if how == "variable" else "import plotly.io as pio; pio.renderers.default = 'json'"
+    if how == "variable":
+        monkeypatch.setenv("PLOTLY_RENDERER", "json")
+    outputs = bundles(executed(DRAW + choice, *FIGURES))
+    assert [list(output) for output in outputs] == [["application/json"]] * len(FIGURES)
+
+
+@pytest.mark.slow
+def test_an_output_carries_the_figure_twice_and_its_words(notebook):
+    outputs = bundles(notebook)
+    assert [set(output) for output in outputs] == [{PLOTLY, "text/html", "text/plain"}] * len(FIGURES)
+    assert [output["text/plain"] for output in outputs[:2]] == [course_map().layout.meta["alt"], "A line of slope 2."]
+    assert 'aria-label="A line of slope 2."' in outputs[1]["text/html"]
+    assert "widgets" not in notebook.metadata
+
+
+@pytest.mark.slow
+def test_an_exported_notebook_has_plotlyjs_once_and_loads_nothing_for_it(notebook):
+    page, empty = exported(notebook), exported(nbformat.v4.new_notebook())
+    assert page.count(get_plotlyjs()) == page.count("* plotly.js v") == 1
+
+    def loaded(page: str) -> list[str]:
+        return re.findall(r"<script[^>]* src=[\"']?(https?://[^\"' >]+)", page)
+
+    assert loaded(page) == loaded(empty)  # require.js and MathJax, which are nbconvert's own
+
+
+def test_the_cell_that_brings_plotlyjs_brings_it_each_time_it_runs(monkeypatch):
+    class Shell:
+        def __init__(self, cell, run):
+            self.execution_count, self.cell = run, cell
+
+        def get_parent(self):
+            return {"metadata": {"cellId": self.cell} if self.cell else {}}
+
+    def brought(*runs):
+        monkeypatch.setattr(display, "_carrier", None)
+        answers = []
+        for cell, run in runs:
+            with monkeypatch.context() as patch:
+                patch.setattr(display, "get_ipython", lambda shell=Shell(cell, run): shell)
+                answers.append("data-plotlyjs" in display.for_notebook(course_map()))
+        return answers
+
+    assert brought(("a", 1), ("a", 1), ("b", 2), ("a", 3), ("b", 4)) == [True, False, False, True, False]
+    assert brought((None, 1), (None, 2), (None, 2)) == [True, False, False]  # a front end that does not name its cells
+    monkeypatch.setattr(display, "_carrier", None)
+    assert "data-plotlyjs" not in display.for_notebook(course_map())  # outside a notebook
+
+
+def test_the_book_drops_the_copy_in_the_outputs():
+    nodes, utils = pytest.importorskip("docutils.nodes"), pytest.importorskip("docutils.utils")
+    document = utils.new_document("chapter")
+    document += nodes.raw("", as_html(course_map(), include_plotlyjs=True), format="html")
+    book.drop_copies(None, document)
+    (left,) = [node.astext() for node in document.findall(nodes.raw)]
+    assert "plotly.js v" not in left
+    assert left.startswith("<figure")
+    assert "Plotly.newPlot" in left
+
+
+@contextlib.contextmanager
+def offline_page():
+    """A page of a headless Chromium that reaches no network."""
+    install = "to look at the page in a browser: pip install playwright, then apt-get install chromium"
+    playwright = pytest.importorskip("playwright.sync_api", reason=install)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip(install)
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    arguments += ["--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=arguments)
+        page = browser.new_context(offline=True, viewport={"width": 1000, "height": 900}).new_page()
+        yield page
+        browser.close()
+
+
+@pytest.mark.slow
+def test_a_browser_without_a_network_draws_every_figure(notebook, tmp_path):
+    path = Path(tmp_path, "notebook.html")
+    path.write_text(exported(notebook), encoding="utf-8")
+    with offline_page() as page:
+        page.route(re.compile("^https?:"), lambda route: route.fulfill(body=""))  # nbconvert's own scripts: nothing
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path.as_uri(), wait_until="load")
+        page.wait_for_selector(f":nth-match(figure:has(.main-svg), {len(FIGURES)})", timeout=20_000)
+        drawn = page.eval_on_selector_all("figure", "all => all.map(f => f.querySelectorAll('.main-svg').length > 0)")
+        heights = page.eval_on_selector_all("figure .main-svg", "all => all.map(svg => svg.clientHeight)")
+        assert drawn == [True] * len(FIGURES)
+        assert min(heights) > 200
+        assert page.locator("figure .slider-container").count() == 1  # the widget's twin
+        assert complaints == []
