@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Dataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from liger_mini.attention import LigerAttention, liger_layers
@@ -43,7 +44,18 @@ def as_teacher(model: PeftModel) -> Iterator[None]:
             layer.branches, layer.window = branches, window
 
 
-class DistillationTrainer(Trainer):
+class NextTokenTrainer(Trainer):
+    """The Trainer, whose epochs are as many full batches however a batch is cut into micro-batches.
+
+    The Trainer itself drops the last *micro*-batch that is not full, and makes a smaller batch of those before it.
+    """
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
+        rows, batch = len(self.train_dataset), self.get_total_train_batch_size(self.args)
+        return RandomSampler(self.train_dataset, num_samples=rows // batch * batch)  # the first of the same order
+
+
+class DistillationTrainer(NextTokenTrainer):
     """(1 - λ) · next-token loss + λ · KL(teacher ‖ student), over the scored tokens."""
 
     def __init__(self, *args, weight: float, **kwargs):
@@ -67,7 +79,7 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class TransferTrainer(Trainer):
+class TransferTrainer(NextTokenTrainer):
     """‖student's attention output - teacher's‖² / ‖teacher's‖², the mean over layers, on the teacher's own inputs.
 
     One pass: every layer notes its error and hands on what the teacher would have, so that the next one reads the teacher's
@@ -119,7 +131,7 @@ class TransferTrainer(Trainer):
 class WindowDropout(TrainerCallback):
     """Before each step every layer loses its window with probability p_0 (1 - step / steps), for that step.
 
-    Who trains puts the branches back afterwards (`liger_mini.evaluate.branches`).
+    The caller restores the branches afterwards (`liger_mini.evaluate.branches`).
     """
 
     def __init__(self, model: nn.Module, probability: float, seed: int):

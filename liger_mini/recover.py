@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from torch.utils.data import Dataset
+from peft import PeftModel, get_peft_model
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
+from peft.utils.other import ModulesToSaveWrapper
+from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     DataCollatorWithFlattening,
     PreTrainedModel,
@@ -36,11 +37,22 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.attention import liger_layers
+from liger_mini.convert import foreign_adapters
 from liger_mini.corpus import IGNORE, Collator
 from liger_mini.evaluate import branches
-from liger_mini.objectives import DistillationTrainer, TransferTrainer, WindowDropout
+from liger_mini.objectives import DistillationTrainer, NextTokenTrainer, TransferTrainer, WindowDropout
 from liger_mini.paths import write_atomically
-from liger_mini.run_folder import MetricsLog, claim, explained, identity, is_finished, last_complete_checkpoint
+from liger_mini.run_folder import (
+    LigerLoraConfig,
+    MetricsLog,
+    claim,
+    explained,
+    identity,
+    is_finished,
+    known_by,
+    last_complete_checkpoint,
+    name_base,
+)
 
 try:
     import resource
@@ -62,8 +74,9 @@ class Recipe:
         rank, alpha: of LoRA on W_q, W_k, W_v. The change of a weight is (alpha / rank) · B A.
         learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
         epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
-        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once). The same losses, but for
-            attention transfer, whose loss is a ratio: there it is the mean over the micro-batches.
+        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once). The same losses, so it may
+            change when a run goes on; but for attention transfer, whose loss is a ratio: there it is the mean over the
+            micro-batches, which stay as they are until the transfer is done.
         packing: put the rows of a batch one after another into one row, with boundaries that both branches keep; padding
             (the paper's way) if False. The same losses, without the padding's cost.
         transfer_steps: steps of attention transfer before the rest, at the same batch size and peak learning rate.
@@ -72,7 +85,7 @@ class Recipe:
         window_dropout: the probability with which a layer goes without its window in the first step; it falls
             linearly to zero.
         gradient_checkpointing: keep only what enters each block, and compute the rest of its activations again on the way
-            back: less memory, more time, the same losses.
+            back: less memory, more time, the same losses. It may change when a run goes on.
     """
 
     rank: int = 8
@@ -119,6 +132,9 @@ class Recovery:
 
     Attributes:
         losses: (step, mean training loss since the last entry).
+        parameters: of the model with the adapter merged, counted (tied ones once).
+        parameters_added: by how many these are more than before the recovery, counted.
+        parameters_trained: of the adapter, and of what `train_in_full` names.
         merged: whether the adapter is in the model's weights now. After FSDP it is not: the same call in one process
             finds the finished run and merges it.
         peak_bytes: the most memory this process had at once: of its GPU during the recovery, or, without one, of the
@@ -133,6 +149,7 @@ class Recovery:
     parameters_trained: int
     merged: bool = True
     peak_bytes: int | None = None
+    parameters_added: int = 0
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -154,66 +171,98 @@ def recover(
     same losses. A last batch that is not full is left out. Running the same call again after an interruption goes on from
     the last complete checkpoint, to the same losses. A finished run is not repeated: its adapter is loaded and merged.
 
+    What needs less memory for the same losses (`micro_batch_size`, `gradient_checkpointing`) may change in between. Rows in
+    memory (a list, a `datasets.Dataset`) are all looked at before the first step; of others the 16 by which the run knows
+    its data, and each of the rest when its turn comes. A row that cannot be learned from may be replaced by another one; the
+    number of rows stays.
+
     Args:
         dataset: rows of `input_ids` and `labels` (-100 = not scored) of equal length, at least one of them scored.
         output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
             ``adapter/`` (the PEFT adapter) and ``result.json``; ``transfer/`` the same of attention transfer.
-        train_in_full: names of modules that are trained besides LoRA; a linearized model has none that need it.
+        train_in_full: names of modules that are trained besides LoRA; a linearized model has none that need it. Tied
+            embeddings are trained as one and stay tied.
         save_every, log_every: steps between checkpoints and between log lines; the first a multiple of the second.
     Raises:
         FileExistsError: `output_dir` holds another run (or something else).
         ValueError: a model that is not linearized, a dataset or a row that cannot be learned from, or a recovered model
             whose teacher is asked for again.
-        TypeError: a model inside PEFT, or something that is not one split of a dataset.
-        OSError: a checkpoint could not be written; the last complete one is kept.
+        TypeError: a model that carries adapters or is no causal language model, or something that is not one split of a
+            dataset.
+        OSError: a checkpoint could not be written; the last complete one is kept. Or the adapter of a finished run could
+            not be read.
+        MemoryError: of the GPU or the machine; the last checkpoint is kept.
         FloatingPointError: a gradient became NaN or infinite; the last checkpoint is kept.
         Whatever is raised, the model is as it was before.
     """
     output_dir = Path(output_dir)
-    _check(model, dataset, recipe)
+    _check(model, dataset, recipe, train_in_full)
     if log_every < 1 or save_every < 1 or save_every % log_every:
         raise ValueError(f"save_every = {save_every} is not a multiple of log_every = {log_every} ≥ 1")
     processes = PartialState(cpu=not torch.cuda.is_available())
-    _micro_batch_size(recipe)
+    rows_at_a_time = _micro_batch_size(recipe) * processes.num_processes
     if processes.is_main_process:
-        claim(output_dir, identity(model, dataset, recipe, train_in_full))
+        claim(output_dir, identity(model, dataset, recipe, train_in_full, rows_at_a_time))
     processes.wait_for_everyone()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    before = model.num_parameters()
     with _adapted(model, recipe, train_in_full) as peft_model:
         if (output_dir / "result.json").is_file():
-            return _finished(peft_model, model, output_dir)
-        trained, total = peft_model.get_nb_trainable_parameters()
-        how = {"dataset": dataset, "recipe": recipe, "save_every": save_every, "log_every": log_every}
-        if recipe.transfer_steps:
-            _train(TransferTrainer, peft_model, output_dir / "transfer", recipe.transfer_steps, **how)
-        callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
-        trainer_class = (
-            functools.partial(DistillationTrainer, weight=recipe.distillation) if recipe.distillation else Trainer
+            return _finished(peft_model, model, output_dir, before)
+        after, (trained, _) = _parameters_after_merging(peft_model), peft_model.get_nb_trainable_parameters()
+        rows, sharded = _train_stages(peft_model, model, output_dir, dataset, recipe, save_every, log_every)
+        last = rows[-1] if rows else {"seconds": 0.0, "tokens": 0}
+        result = Recovery(
+            recipe=recipe,
+            losses=[(row["step"], row["loss"]) for row in rows],
+            seconds=last["seconds"],
+            tokens=last["tokens"],
+            parameters=after,
+            parameters_added=after - before,
+            parameters_trained=trained,
+            merged=not sharded,
+            peak_bytes=_peak_bytes(),
         )
-        trainer, rows = _train(trainer_class, peft_model, output_dir, recipe.steps, callbacks=callbacks, **how)
-        sharded = trainer is not None and trainer.is_fsdp_enabled
         with explained(output_dir):
-            if sharded:  # weights in pieces: gather the adapter, and leave merging to a single process
-                trainer.save_model(str(output_dir / "adapter"))
-            elif processes.is_main_process:
-                peft_model.save_pretrained(output_dir / "adapter")
-            last = rows[-1] if rows else {"seconds": 0.0, "tokens": 0}
-            result = Recovery(
-                recipe=recipe,
-                losses=[(row["step"], row["loss"]) for row in rows],
-                seconds=last["seconds"],
-                tokens=last["tokens"],
-                parameters=total - trained,
-                parameters_trained=trained,
-                merged=not sharded,
-                peak_bytes=_peak_bytes(),
-            )
             if processes.is_main_process:
+                name_base(output_dir / "adapter", model)
                 write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
         if not sharded:
             _merge(peft_model, model)
     return result
+
+
+def _train_stages(
+    peft_model: PeftModel,
+    model: PreTrainedModel,
+    output_dir: Path,
+    dataset: Dataset,
+    recipe: Recipe,
+    save_every: int,
+    log_every: int,
+) -> tuple[list[dict[str, Any]], bool]:
+    """Attention transfer if there is any, then the rest, whose adapter is saved: its log, and whether FSDP split the model."""
+    how = {
+        "dataset": _Rows(dataset, model.config),
+        "recipe": recipe,
+        "save_every": save_every,
+        "log_every": log_every,
+    }
+    if recipe.transfer_steps:
+        _train(TransferTrainer, peft_model, output_dir / "transfer", recipe.transfer_steps, **how)
+    callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
+    trainer_class = NextTokenTrainer
+    if recipe.distillation:
+        trainer_class = functools.partial(DistillationTrainer, weight=recipe.distillation)
+    trainer, rows = _train(trainer_class, peft_model, output_dir, recipe.steps, callbacks=callbacks, **how)
+    sharded = trainer is not None and trainer.is_fsdp_enabled
+    with explained(output_dir):
+        if sharded:  # weights in pieces: gather the adapter, and leave merging to a single process
+            trainer.save_model(str(output_dir / "adapter"))
+        elif PartialState().is_main_process:
+            peft_model.save_pretrained(output_dir / "adapter")
+    return rows, sharded
 
 
 @contextmanager
@@ -223,12 +272,15 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
     training, trainable = model.training, [p for p in model.parameters() if p.requires_grad]
     flags = {m: m.gradient_checkpointing for m in model.modules() if hasattr(m, "gradient_checkpointing")}
     use_cache = model.config.use_cache
-    lora = LoraConfig(
+    embeddings = any(name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for name in train_in_full)
+    lora = LigerLoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         target_modules=LORA_TARGETS,
         modules_to_save=list(train_in_full) or None,
+        ensure_weight_tying=embeddings and model.config.tie_word_embeddings,
         task_type="CAUSAL_LM",
+        liger=model.config.liger,
     )
     with quiet_peft():
         peft_model = get_peft_model(model, lora)
@@ -237,6 +289,9 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
         with branches(model, None):
             yield peft_model
     except BaseException:
+        for module in peft_model.modules():  # else `unload` would leave what was trained in full
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter([])
         peft_model.unload()
         raise
     finally:
@@ -250,7 +305,20 @@ def _adapted(model: PreTrainedModel, recipe: Recipe, train_in_full: Sequence[str
 
 def _merge(peft_model: PeftModel, model: PreTrainedModel) -> None:
     peft_model.merge_and_unload()
+    head = model.get_output_embeddings()
+    head.out_features, head.in_features = head.weight.shape  # PEFT has made a tied one anew, with the two exchanged
     model.config.liger = {**model.config.liger, "recovered": True}  # its teacher is no longer inside
+    model.config._name_or_path = model.name_or_path = ""  # the folder it came from holds the model before
+
+
+def _parameters_after_merging(model: PeftModel) -> int:
+    """What will be left: nothing of LoRA, and of what is trained in full the trained one; tied parameters count once."""
+    left = {
+        parameter: parameter.numel()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if "lora_" not in name and ".original_module." not in name
+    }
+    return sum(left.values())
 
 
 @contextmanager
@@ -289,7 +357,7 @@ def _train(
         model,
         _training_arguments(output_dir, recipe, steps, save_every, log_every),
         train_dataset=dataset,
-        data_collator=functools.partial(_collate, collator, model.config),
+        data_collator=collator,
         callbacks=[log, *callbacks],
     )
     if trainer.is_fsdp_enabled and recipe.bf16:  # else the loss and the logits would be rounded as well
@@ -302,29 +370,81 @@ def _train(
     return trainer, log.rows
 
 
-def _collate(collator: Callable[[list], dict], config: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch of rows, each looked at first."""
-    return collator([_checked(row, config) for row in rows])
+class _Rows(Dataset):
+    """The rows of a dataset, each looked at when its turn comes; what is said about a bad one includes the way on."""
+
+    def __init__(self, dataset: Dataset, config: Any):
+        self.dataset, self.config = dataset, config
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> dict[str, list[int]]:
+        row = self.dataset[number]
+        try:
+            return _checked(row, number, self.config)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Put another row in its place (their number must stay) and run the same again: it goes on from "
+                "the last checkpoint"
+            ) from error
 
 
-def _checked(row: dict[str, Any], config: Any) -> dict[str, list[int]]:
+def _checked(row: Any, number: int, config: Any) -> dict[str, list[int]]:
     """A row as lists, if it can be learned from."""
-    ids, labels = (torch.as_tensor(row[name]).tolist() for name in ("input_ids", "labels"))
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row {number} is a {type(row).__name__}; needed is a mapping with input_ids and labels")
+    missing = {"input_ids", "labels"} - set(row)
+    if missing:
+        raise ValueError(f"row {number} lacks {sorted(missing)}; it has {sorted(row)}. Needed are input_ids and labels")
+    ids, labels = (_whole_numbers(row[name], f"row {number}: {name}") for name in ("input_ids", "labels"))
     longest = getattr(config, "max_position_embeddings", None) or math.inf
     if len(ids) != len(labels):
-        raise ValueError(f"a row has {len(ids)} input_ids and {len(labels)} labels; they must be equally many")
+        raise ValueError(f"row {number} has {len(ids)} input_ids and {len(labels)} labels; they must be equally many")
     if len(ids) > longest:
-        raise ValueError(f"a row has {len(ids)} tokens, and the model's positions end at {longest}; cut the rows")
+        raise ValueError(
+            f"row {number} has {len(ids)} tokens, and the model's positions end at {longest}; cut the rows"
+        )
     if all(label == IGNORE for label in labels[1:]):  # the first is never predicted
         raise ValueError(
-            f"a row of {len(ids)} tokens has no label to learn from (after the first, all are {IGNORE}); leave it out"
+            f"row {number}, of {len(ids)} tokens, has no label to learn from (after the first, all are {IGNORE}); leave it "
+            "out"
         )
-    if max(ids) >= config.vocab_size:
-        raise ValueError(
-            f"a row holds the token {max(ids)}, and the model's vocabulary ends at {config.vocab_size - 1}; is the "
-            "tokenizer another model's?"
-        )
+    last = config.vocab_size - 1
+    for token in (min(ids), max(ids)):
+        if not 0 <= token <= last:
+            raise ValueError(
+                f"row {number} holds the token {token}; allowed are 0 to {last}, the model's vocabulary. Is the tokenizer "
+                "another model's?"
+            )
+    for label in (min(x for x in labels if x != IGNORE), max(labels)):
+        if not 0 <= label <= last:
+            raise ValueError(f"row {number} has the label {label}; allowed are 0 to {last}, and {IGNORE} (not scored)")
     return {"input_ids": ids, "labels": labels}
+
+
+def _whole_numbers(values: Any, what: str) -> list[int]:
+    try:
+        x = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{what} cannot be read as whole numbers ({error})") from error
+    if x.dim() != 1 or (len(x) and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)):
+        kind = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"{what} is of {kind} and of shape {list(x.shape)}; allowed is one list of whole numbers")
+    return x.tolist()
+
+
+def _in_memory(dataset: Any) -> bool:
+    """Whether all rows can be looked at without making each: a list, or a `datasets.Dataset` without a transform."""
+    how = getattr(dataset, "format", None)  # of a datasets.Dataset
+    return isinstance(dataset, (list, tuple)) or (isinstance(how, dict) and how.get("type") != "custom")
+
+
+def _check_rows(dataset: Any, config: Any) -> None:
+    """Before the first step: every row that is in memory, or those by which the run knows its data."""
+    rows = enumerate(dataset) if _in_memory(dataset) else ((i, dataset[i]) for i in known_by(len(dataset)))
+    for number, row in rows:
+        _checked(row, number, config)
 
 
 def _micro_batch_size(recipe: Recipe) -> int:
@@ -396,19 +516,25 @@ def _peak_bytes() -> int | None:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _finished(peft_model: PeftModel, model: PreTrainedModel, output_dir: Path) -> Recovery:
-    """What a finished run measured; its adapter, merged into the model."""
+def _finished(peft_model: PeftModel, model: PreTrainedModel, output_dir: Path, before: int) -> Recovery:
+    """What a finished run measured; its adapter, merged into the model of `before` parameters."""
     result = json.loads((output_dir / "result.json").read_text("utf-8"))
     losses = [(step, loss) for step, loss in result["losses"]]
-    peft_model.load_adapter(str(output_dir / "adapter"), "default")
+    try:
+        peft_model.load_adapter(str(output_dir / "adapter"), "default")
+    except Exception as error:  # PEFT, safetensors and the hub, each in its own words
+        raise OSError(
+            f"the adapter in {output_dir / 'adapter'} cannot be read ({error}); delete {output_dir / 'result.json'} and run "
+            "the same again: it is made anew from the last checkpoint"
+        ) from error
     _merge(peft_model, model)
-    return Recovery(**{**result, "recipe": Recipe(**result["recipe"]), "losses": losses, "merged": True})
+    counted = {"parameters": model.num_parameters(), "parameters_added": model.num_parameters() - before}
+    return Recovery(**{**result, "recipe": Recipe(**result["recipe"]), "losses": losses, "merged": True, **counted})
 
 
-def _check(model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
-    if isinstance(model, PeftModel):
-        raise TypeError("the model is inside PEFT already; merge its adapters first, model.merge_and_unload()")
-    liger_layers(model)
+def _check(model: PreTrainedModel, dataset: Any, recipe: Recipe, train_in_full: Sequence[str]) -> None:
+    """Whatever can be refused before anything is written."""
+    _check_model(model, train_in_full)
     if model.config.liger.get("recovered") and (recipe.distillation or recipe.transfer_steps):
         raise ValueError(
             "distillation and attention transfer need the teacher, and this model's recovery was merged into its weights: "
@@ -418,16 +544,37 @@ def _check(model: PreTrainedModel, dataset: Dataset, recipe: Recipe) -> None:
         raise ValueError("attention transfer does not run under FSDP; use torchrun (DDP), or transfer_steps=0")
     if isinstance(dataset, dict):
         raise TypeError(f"the dataset has several splits, {sorted(dataset)}; give one of them")
-    if not hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__") or isinstance(dataset, IterableDataset):
         raise TypeError(
-            f"a {type(dataset).__name__} has no length, by which a run is planned; give a map-style dataset"
+            f"a {type(dataset).__name__} has no length, by which a run is planned, or no numbered rows; give a map-style "
+            "dataset"
         )
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"the dataset has {len(dataset)} rows, which is less than a batch of {recipe.batch_size}")
-    row = dataset[0]
-    missing = {"input_ids", "labels"} - set(row)
-    if missing:
-        raise ValueError(
-            f"the dataset lacks {sorted(missing)}; its rows have {sorted(row)}. Needed are input_ids and labels"
+    _check_rows(dataset, model.config)
+
+
+def _check_model(model: PreTrainedModel, train_in_full: Sequence[str]) -> None:
+    if isinstance(model, PeftModel):
+        raise TypeError("the model is inside PEFT already; merge its adapters first, model.merge_and_unload()")
+    adapters = foreign_adapters(model)
+    if adapters:
+        raise TypeError(
+            f"the model carries adapters of its own ({', '.join(map(repr, adapters))}), which a recovery would throw away. "
+            "Merge them first: model.save_pretrained(folder) writes them, and "
+            "PeftModel.from_pretrained(the model without them, folder).merge_and_unload() merges them"
         )
-    _checked(row, model.config)
+    liger_layers(model)
+    if not getattr(model, "can_generate", bool)():
+        raise TypeError(
+            f"{type(model).__name__} is no causal language model, and recovery trains the next token's probability; load it "
+            "with AutoModelForCausalLM"
+        )
+    if isinstance(train_in_full, str):
+        raise TypeError(f"train_in_full = {train_in_full!r}: needed is a list of names, [{train_in_full!r}]")
+    modules = [name for name, _ in model.named_modules()]
+    unknown = [name for name in train_in_full if not any(module.endswith(name) for module in modules)]
+    if unknown:
+        raise ValueError(
+            f"train_in_full names {unknown}, and the model has no such modules (see model.named_modules())"
+        )

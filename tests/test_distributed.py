@@ -18,7 +18,7 @@ import torch
 import liger_mini as lm
 from liger_mini.paths import data_dir
 
-from .test_recover import RECIPE, UnequalRows
+from .test_recover import FRUGAL, RECIPE, UnequalRows
 
 SCRIPT = textwrap.dedent(
     """
@@ -58,7 +58,7 @@ OBJECTIVES = {
     "next token": {},
     "distillation": {"distillation": 0.5},
     "transfer": {"transfer_steps": 4},
-    "an epoch that does not divide": {"steps": None, "epochs": 1, "batch_size": 6},
+    "an epoch that does not divide": {"steps": None, "epochs": 1, "batch_size": 6, "micro_batch_size": 1},
     "in micro-batches": {"distillation": 0.5, "micro_batch_size": 1, "gradient_checkpointing": True},
 }
 
@@ -115,9 +115,14 @@ def test_fsdp_has_the_losses_of_one_process_goes_on_and_is_merged_by_one(run, ti
     two = result(run(FSDP, "fsdp", **changes), folder)
     assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], rel=1e-4)
     assert not two["merged"]
+    for counted in ("parameters", "parameters_added", "parameters_trained"):
+        assert two[counted] == one[counted]
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "teacher")
     shutil.rmtree(folder / "checkpoints" / "checkpoint-8")
     (folder / "result.json").unlink()
-    assert losses(folder) == [loss for _, loss in result(run(FSDP, "fsdp", **changes), folder)["losses"]]
+    again = result(run(FSDP, "fsdp", **{**changes, **FRUGAL}), folder)  # in smaller pieces
+    assert [loss for _, loss in again["losses"]] == pytest.approx([loss for _, loss in two["losses"]], rel=1e-5)
     merged = {}
     for name in ("one", "fsdp"):
         model = lm.linearize(type(tiny()).from_pretrained(tmp_path / "teacher"), window=4)

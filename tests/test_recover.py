@@ -10,15 +10,17 @@ import textwrap
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, Trainer
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel, Trainer
 
 import liger_mini as lm
 from liger_mini.attention import liger_layers
 from liger_mini.objectives import as_teacher
 from liger_mini.recover import Recipe
-from liger_mini.run_folder import last_complete_checkpoint
+from liger_mini.run_folder import MetricsLog, last_complete_checkpoint
+
+RECOVER = sys.modules["liger_mini.recover"]  # liger_mini.recover itself is the function
 
 
 class Rows(torch.utils.data.Dataset):
@@ -52,8 +54,6 @@ def test_recovery_trains_qkv_alone_and_merges_to_the_teachers_names(tiny, tmp_pa
 
 
 def test_the_adapter_alone_gives_the_merged_model(tiny, tmp_path):
-    from peft import PeftModel
-
     model = tiny()
     fresh = tiny()
     fresh.load_state_dict(model.state_dict())
@@ -106,11 +106,11 @@ class UnequalRows(Rows):
         return {name: x[: 6 + i % 19] for name, x in super().__getitem__(i).items()}
 
 
-def losses(tiny, folder, **changes):
+def losses(tiny, folder, save_every=100, rows=UnequalRows(), **changes):
     torch.manual_seed(0)
     model = lm.linearize(tiny(), "lightnet", window=4)
     recipe = dataclasses.replace(RECIPE, **changes)
-    return lm.recover(model, UnequalRows(), output_dir=folder, recipe=recipe, log_every=1), model
+    return lm.recover(model, rows, output_dir=folder, recipe=recipe, save_every=save_every, log_every=1), model
 
 
 @pytest.mark.parametrize("objective", [{}, {"distillation": 0.5}, {"transfer_steps": 3}], ids=str)
@@ -249,15 +249,34 @@ def test_a_folder_with_another_run_is_refused_before_any_work(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "error", "words"),
     [
-        ([{"input_ids": [1, 2]}], ValueError, r"lacks \['labels'\]"),
+        ([{"input_ids": [1, 2]}], ValueError, r"row 0 lacks \['labels'\]; it has \['input_ids'\]"),
+        ([([1, 2], [1, 2])], ValueError, "row 0 is a tuple; needed is a mapping with input_ids and labels"),
         ([], ValueError, "has 0 rows, which is less than a batch of 8"),
         ({"train": Rows(), "test": Rows()}, TypeError, r"several splits, \['test', 'train'\]; give one"),
         (iter([]), TypeError, "list_iterator has no length"),
-        ([{"input_ids": [1] * 65, "labels": [1] * 65}], ValueError, "65 tokens, and the model's positions end at 64"),
-        ([{"input_ids": [1, 200], "labels": [1, 2]}], ValueError, "holds the token 200, .* vocabulary ends at 96"),
-        ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], ValueError, "3 input_ids and 2 labels"),
+        (
+            [{"input_ids": [1] * 65, "labels": [1] * 65}],
+            ValueError,
+            "row 0 has 65 tokens, and the model's positions end at 64",
+        ),
+        ([{"input_ids": [1, 200], "labels": [1, 2]}], ValueError, "row 0 holds the token 200; allowed are 0 to 96"),
+        ([{"input_ids": [1, -3], "labels": [1, 2]}], ValueError, "row 0 holds the token -3; allowed are 0 to 96"),
+        (
+            [{"input_ids": [1, 2], "labels": [1, 97]}],
+            ValueError,
+            "row 0 has the label 97; allowed are 0 to 96, and -100",
+        ),
+        (
+            [{"input_ids": [1, 2], "labels": [1, -1]}],
+            ValueError,
+            "row 0 has the label -1; allowed are 0 to 96, and -100",
+        ),
+        ([{"input_ids": [1, 2.5], "labels": [1, 2]}], ValueError, "row 0: input_ids is of float32 .* whole numbers"),
+        ([{"input_ids": [1, "2"], "labels": [1, 2]}], ValueError, "row 0: input_ids cannot be read as whole numbers"),
+        ([{"input_ids": [[1, 2]], "labels": [[1, 2]]}], ValueError, r"row 0: input_ids .* shape \[1, 2\]"),
+        ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], ValueError, "row 0 has 3 input_ids and 2 labels"),
         ([{"input_ids": [1, 2], "labels": [-100, -100]}], ValueError, "no label to learn from"),
-        ([{"input_ids": [], "labels": []}], ValueError, "a row of 0 tokens has no label"),
+        ([{"input_ids": [], "labels": []}], ValueError, "row 0, of 0 tokens, has no label"),
         ([{"input_ids": [5], "labels": [5]}], ValueError, "after the first, all are -100"),
     ],
 )
@@ -270,20 +289,168 @@ def test_a_dataset_that_cannot_be_learned_from_is_refused(tiny, tmp_path, datase
     assert not (tmp_path / "a").exists()
 
 
+class OnDemand(Rows):
+    """Rows that are made when they are asked for; one of them, which no run reads beforehand, is too long."""
+
+    def __init__(self, bad=13):
+        self.bad = bad
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row if i != self.bad else {name: x * 3 for name, x in row.items()}
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_every_row_is_looked_at_and_the_model_left_as_it_was(tiny, tmp_path, packing):
-    row, long = {"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [1] * 65, "labels": [1] * 65}
     model = lm.linearize(tiny(max_position_embeddings=64), window=4)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    recipe = dataclasses.replace(RECIPE, packing=packing, window_dropout=1.0, gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="a row has 65 tokens"):
-        lm.recover(model, [row] * 20 + [long], output_dir=tmp_path, recipe=recipe)
+    recipe = dataclasses.replace(
+        RECIPE, packing=packing, steps=None, epochs=1, window_dropout=1.0, gradient_checkpointing=True
+    )
+    with pytest.raises(ValueError, match="row 13 has 72 tokens"):  # in the fifth batch
+        lm.recover(model, OnDemand(), output_dir=tmp_path, recipe=recipe, train_in_full=["embed_tokens"])
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)  # and no adapter in between
     assert model.config.use_cache
     assert all(p.requires_grad for p in model.parameters())
     assert not model.training
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert [layer.branches for layer in liger_layers(model)] == [(0.5, 0.5)] * 3
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_rows_in_memory_are_all_looked_at_before_the_first_step(tiny, tmp_path, kind):
+    rows = [Rows()[i] for i in range(64)]
+    rows[21]["labels"] = [97] * 24
+    model = lm.linearize(tiny(), window=4)
+    with pytest.raises(ValueError, match="row 21 has the label 97"):
+        lm.recover(model, kind(rows), output_dir=tmp_path / "a", recipe=RECIPE)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_met_a_bad_row_goes_on_with_another_in_its_place(tiny, tmp_path):
+    """What the message says is the way on; the steps before the bad row are not taken again."""
+
+    def run(name, rows):
+        torch.manual_seed(0)
+        model = lm.linearize(tiny(max_position_embeddings=64), window=4)
+        recipe = dataclasses.replace(RECIPE, steps=None, epochs=1)
+        return lm.recover(model, rows, output_dir=tmp_path / name, recipe=recipe, save_every=1, log_every=1)
+
+    with pytest.raises(ValueError, match=r"row 13 has 72 tokens.*Put another row in its place.*last checkpoint"):
+        run("a", OnDemand())
+    before = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert 2 < len(before) < 16
+    mended = run("a", Rows())  # the same but for row 13
+    assert (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[: len(before)] == before
+    assert mended.losses == run("whole", Rows()).losses
+
+
+@pytest.mark.parametrize("change", ["one row less", "a row by which it is known"])
+def test_other_data_is_refused_with_what_may_change(tiny, tmp_path, change):
+    rows = [UnequalRows()[i] for i in range(64)]
+    losses(tiny, tmp_path / "run", rows=rows)
+    other = rows[:-1] if change == "one row less" else [rows[1], *rows[1:]]
+    with pytest.raises(FileExistsError, match=r"their number must stay, and rows 0, 4, .*, 60, by which"):
+        losses(tiny, tmp_path / "run", rows=other)
+
+
+def stopped_at(step, monkeypatch, *args, **kwargs):
+    """`losses(…)`, ended by an error after `step` steps of a stage."""
+
+    class Stopping(MetricsLog):
+        def on_step_end(self, args, state, control, **kwargs):
+            super().on_step_end(args, state, control, **kwargs)
+            if state.global_step == step:
+                raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RECOVER, "MetricsLog", Stopping)
+        with pytest.raises(RuntimeError, match="stopped"):
+            losses(*args, save_every=2, **kwargs)
+
+
+FRUGAL = {"micro_batch_size": 1, "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"distillation": 0.5},
+        {"window_dropout": 0.5, "packing": True},
+        {"steps": None, "epochs": 2, "batch_size": 6},
+    ],
+    ids=str,
+)
+def test_a_stopped_run_goes_on_in_smaller_pieces_to_the_same_losses(tiny, tmp_path, monkeypatch, recipe):
+    whole, _ = losses(tiny, tmp_path / "whole", **recipe)
+    stopped_at(5, monkeypatch, tiny, tmp_path / "stopped", **recipe)
+    resumed, _ = losses(tiny, tmp_path / "stopped", save_every=2, **recipe, **FRUGAL)
+    assert resumed.recipe.gradient_checkpointing
+    assert [step for step, _ in resumed.losses] == [step for step, _ in whole.losses]
+    assert [loss for _, loss in resumed.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)
+
+
+def test_a_last_batch_that_is_not_full_is_left_out_of_any_micro_batches(tiny, tmp_path):
+    whole, small = (
+        losses(tiny, tmp_path / str(micro), steps=None, epochs=1, batch_size=6, micro_batch_size=micro)[0]
+        for micro in (None, 1)
+    )
+    assert len(small.losses) == len(whole.losses) == 64 // 6
+    assert small.tokens == whole.tokens
+
+
+def test_attention_transfer_keeps_its_micro_batches_until_it_is_done(tiny, tmp_path, monkeypatch):
+    """Its loss is a mean of ratios, another one with other micro-batches."""
+    whole, _ = losses(tiny, tmp_path / "whole", transfer_steps=5)
+    stopped_at(3, monkeypatch, tiny, tmp_path / "run", transfer_steps=5)
+    with pytest.raises(
+        FileExistsError, match=r"transfer .* not finished.* 4 rows at a time, now 1.*micro_batch_size=None"
+    ):
+        losses(tiny, tmp_path / "run", save_every=2, transfer_steps=5, **FRUGAL)
+    how = {"transfer_steps": 5, "gradient_checkpointing": True}
+    stopped_at(7, monkeypatch, tiny, tmp_path / "run", **how)  # a step that transfer does not reach
+    resumed, _ = losses(tiny, tmp_path / "run", save_every=2, transfer_steps=5, **FRUGAL)
+    assert [loss for _, loss in resumed.losses] == pytest.approx([loss for _, loss in whole.losses], rel=1e-5)
+
+
+def test_the_run_of_an_older_version_is_recognised(tiny, tmp_path, monkeypatch):
+    """Its run.json holds the fields that may change, and lacks those that came since."""
+    stopped_at(5, monkeypatch, tiny, tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["recipe"].pop("window_dropout") == 0.0
+    liger = {name: run["liger"][name] for name in ("structure", "window", "mix", "temper", "softmax_every")}
+    old = {name: run[name] for name in ("recipe", "train_in_full", "rows", "data", "weights")} | {"liger": liger}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    with pytest.raises(FileExistsError, match=r"recipe's window_dropout: there None, now 0\.5"):
+        losses(tiny, tmp_path, save_every=2, window_dropout=0.5)
+    assert len(losses(tiny, tmp_path, save_every=2, **FRUGAL)[0].losses) == 8
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_says_how_to_go_on(tiny, tmp_path, error):
+    model, calls = lm.linearize(tiny(), window=4), []
+
+    def full(module, args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise error
+
+    hook = model.model.norm.register_forward_pre_hook(full)
+    with pytest.raises(MemoryError, match=r"checkpoint-4\. .*micro_batch_size.*gradient_checkpointing") as caught:
+        lm.recover(model, Rows(), output_dir=tmp_path, recipe=RECIPE, save_every=2, log_every=1)
+    assert caught.value.__cause__ is error
+    hook.remove()
+    recipe = dataclasses.replace(RECIPE, **FRUGAL)
+    assert len(lm.recover(model, Rows(), output_dir=tmp_path, recipe=recipe, save_every=2, log_every=1).losses) == 8
 
 
 def test_rows_of_tensors_and_other_columns_are_taken(tiny, tmp_path):
@@ -319,6 +486,12 @@ def test_a_model_that_is_not_ready_is_refused(tiny, tmp_path):
     linearized = lm.linearize(tiny(), window=4)
     with pytest.raises(ValueError, match="save_every = 5 is not a multiple of log_every = 2"):
         lm.recover(linearized, Rows(), output_dir=tmp_path / "a", save_every=5, log_every=2)
+    for names, error, words in (
+        ("lm_head", TypeError, "needed is a list"),
+        (["gate"], ValueError, r"\['gate'\].* no such"),
+    ):
+        with pytest.raises(error, match=words):
+            lm.recover(linearized, Rows(), output_dir=tmp_path / "a", train_in_full=names)
     with pytest.raises(TypeError, match="inside PEFT already"):
         lm.recover(get_peft_model(linearized, LoraConfig(target_modules=["q_proj"])), Rows(), output_dir=tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -365,7 +538,7 @@ def test_a_damaged_adapter_leaves_the_model_alone(tiny, tmp_path):
     torch.manual_seed(0)
     model = lm.linearize(tiny(), "lightnet", window=4)
     names = list(model.state_dict())
-    with pytest.raises(Exception, match="deserializing"):
+    with pytest.raises(OSError, match=r"deserializing.*delete .*result\.json.*last checkpoint"):
         lm.recover(model, UnequalRows(), output_dir=tmp_path / "run", recipe=RECIPE, log_every=1)
     assert list(model.state_dict()) == names
     assert not model.config.liger.get("recovered")
@@ -380,12 +553,122 @@ def test_a_half_written_log_line_is_dropped(tiny, tmp_path):
     assert losses(tiny, tmp_path / "run")[0].losses == whole.losses
 
 
-def test_an_adapter_does_not_pass_for_one_of_the_teacher(tiny, tmp_path):
-    """Else AutoModel would put it on softmax attention, and who evaluates it would measure the teacher."""
+@pytest.fixture
+def adapter(tiny, tmp_path):
+    """The folder of a teacher, and the adapter of its recovery; the recovered model."""
     tiny().save_pretrained(tmp_path / "teacher")
-    model = lm.linearize(LlamaForCausalLM.from_pretrained(tmp_path / "teacher"), window=4)
+    model = lm.linearize(LlamaForCausalLM.from_pretrained(tmp_path / "teacher"), "hgrn2", window=4)
     lm.recover(model, Rows(), output_dir=tmp_path / "run", recipe=RECIPE)
-    assert not json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return tmp_path / "teacher", tmp_path / "run" / "adapter", model.eval()
+
+
+def test_an_adapter_names_its_base_and_how_that_was_linearized(adapter):
+    teacher, folder, _ = adapter
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(teacher)
+    assert (config["liger"]["structure"], config["liger"]["window"]) == ("hgrn2", 4)
+    card = (folder / "README.md").read_text()
+    code = card.split("```python")[1].split("```")[0].replace("this folder", str(folder))
+    scope = {}
+    exec(code, scope)  # what it says is how it is loaded
+    ids = torch.randint(2, 97, (1, 20))
+    torch.testing.assert_close(scope["model"](ids).logits, adapter[2](ids).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.filterwarnings("error", "ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's, with any adapter
+def test_an_adapter_is_loaded_on_a_linearized_model_without_noise(adapter):
+    teacher, folder, recovered = adapter
+    ids = torch.randint(2, 97, (1, 20))
+    for load in (PeftModel.from_pretrained, lambda model, folder: model.load_adapter(folder) and model):
+        model = lm.linearize(LlamaForCausalLM.from_pretrained(teacher), "hgrn2", window=4)
+        logits = load(model, folder).eval()(ids).logits
+        torch.testing.assert_close(logits, recovered(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_is_refused_by_the_softmax_model(adapter):
+    """Else AutoModel would put it on softmax attention, and who evaluates it would measure the teacher."""
+    teacher, folder, _ = adapter
+    words = r"LlamaForCausalLM is not linearized.*adapter was trained on.*linearize\(.*structure='hgrn2', window=4"
+    with pytest.raises(TypeError, match=words):
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(teacher), folder)
+    with pytest.raises(TypeError, match=words):
+        AutoModelForCausalLM.from_pretrained(folder)
+    script = "import peft, sys, transformers as t; base = t.AutoModelForCausalLM.from_pretrained(sys.argv[1]); "
+    script += "peft.PeftModel.from_pretrained(base, sys.argv[2])"
+    done = subprocess.run([sys.executable, "-c", script, teacher, folder], capture_output=True, text=True)
+    assert done.returncode != 0  # where liger_mini was never imported
+    assert "LIGER_LORA" in done.stderr
+
+
+def test_an_adapter_warns_of_a_model_linearized_in_another_way(adapter):
+    teacher, folder, recovered = adapter
+    model = lm.linearize(LlamaForCausalLM.from_pretrained(teacher), "hgrn2", window=8)
+    with pytest.warns(UserWarning, match="window: there 4, here 8"):
+        PeftModel.from_pretrained(model, folder)
+    with pytest.warns(UserWarning, match="recovered: there None, here True"):
+        PeftModel.from_pretrained(recovered, folder)
+
+
+def test_an_adapter_of_a_saved_linearized_model_names_that(tiny, tmp_path):
+    lm.linearize(tiny(), window=4).save_pretrained(tmp_path / "linearized")
+    lm.recover(lm.load(tmp_path / "linearized"), Rows(), output_dir=tmp_path / "run", recipe=RECIPE)
+    folder = tmp_path / "run" / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        tmp_path / "linearized"
+    )
+    assert AutoModelForCausalLM.from_pretrained(folder).config.liger["window"] == 4
+    assert f'lm.load("{tmp_path / "linearized"}")' in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("in_full", [(), ("embed_tokens",), ("lm_head",)], ids=str)
+def test_parameters_are_counted_and_tied_ones_stay_tied(tiny, tmp_path, tied, in_full):
+    model = lm.linearize(tiny(tie_word_embeddings=tied), window=4)
+    before, names = model.num_parameters(), set(model.state_dict())
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    result = lm.recover(model, Rows(), output_dir=tmp_path / "run", recipe=RECIPE, train_in_full=in_full)
+    assert result.parameters == model.num_parameters() == before
+    assert result.parameters_added == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["parameters_added"] == 0
+    assert set(model.state_dict()) == names
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    assert (model.get_output_embeddings().in_features, model.get_output_embeddings().out_features) == (32, 97)
+    changed = not torch.equal(model.get_input_embeddings().weight, embedding)
+    assert changed == (in_full == ("embed_tokens",) or (tied and bool(in_full)))
+    ids = torch.randint(2, 97, (1, 20))
+    expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(lm.load(tmp_path / "saved")(ids).logits, expected)
+    torch.manual_seed(0)
+    again = lm.linearize(tiny(tie_word_embeddings=tied), window=4)
+    assert lm.recover(again, Rows(), output_dir=tmp_path / "run", recipe=RECIPE, train_in_full=in_full) == result
+    torch.testing.assert_close(again.eval()(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_result_of_an_older_version_is_read(tiny, tmp_path):
+    whole, _ = losses(tiny, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result.pop("parameters_added") == 0
+    (tmp_path / "result.json").write_text(json.dumps({**result, "parameters": 1}))
+    assert losses(tiny, tmp_path)[0] == whole  # counted again
+
+
+def test_a_model_that_carries_an_adapter_is_refused(tiny, tmp_path):
+    model = lm.linearize(tiny(), window=4)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False), adapter_name="mine")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(TypeError, match=r"carries adapters of its own \('mine'\).*merge_and_unload"):
+        lm.recover(model, Rows(), output_dir=tmp_path / "a", recipe=RECIPE)
+    assert not (tmp_path / "a").exists()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("other", [LlamaModel, LlamaForSequenceClassification])
+def test_a_model_without_a_head_over_the_vocabulary_is_refused(tiny, tmp_path, other):
+    model = lm.linearize(other(tiny().config), window=4)
+    with pytest.raises(TypeError, match=f"Liger{other.__name__} is no causal language model.*AutoModelForCausalLM"):
+        lm.recover(model, Rows(), output_dir=tmp_path / "a", recipe=RECIPE)
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("step", [4, 8], ids=["on a step that saves", "on the last step"])
