@@ -55,7 +55,15 @@ def _file(name: str) -> str:
     return name
 
 
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DATA = (
+    "tinyworld; a .json, .jsonl or .parquet file or a hub id (columns instruction and output, or messages); a .txt, .md or "
+    ".rst file or a folder of them"
+)
 SETTINGS = ("structure", "window", "mix", "temper", "softmax_every")
 
 
@@ -125,7 +133,7 @@ def _describe_recover(parser: argparse.ArgumentParser) -> None:
     from liger_mini.recover import RECIPES, Recipe
 
     parser.add_argument("--model", required=True, help="a folder or hub id; linearized first if it is not yet")
-    parser.add_argument("--data", required=True, help="Alpaca-style .json/.jsonl/.parquet file or hub id; or tinyworld")
+    parser.add_argument("--data", required=True, help=DATA)
     _output_dir()(parser)
     parser.add_argument("--length", type=int, default=1024, help="tokens a row")
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="what the flags below start from")
@@ -182,6 +190,7 @@ def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """held-out loss, recall by distance, branch ablation; a text's perplexity and a needle test on request"""
     from liger_mini.convert import LigerModel, open_model, open_tokenizer
+    from liger_mini.corpus import read_text
     from liger_mini.evaluate import HeldOut, branch_ablation, text_loss
     from liger_mini.evaluate import evaluate as run
     from liger_mini.needle import LENGTHS
@@ -189,7 +198,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from liger_mini.paths import write_atomically
     from liger_mini.provenance import provenance
 
-    text = _text(options.text) if options.text else None
+    text = read_text(options.text) if options.text else None
     model = open_model(options.model).eval()
     tokenizer, settings = open_tokenizer(options.model), _settings(options, model)
     result = {"model": options.model}
@@ -208,13 +217,6 @@ def evaluate(options: argparse.Namespace) -> None:
         recalls = ", ".join(f"{where} {recall.recall:.2f}" for where, recall in report.recall.items())
         print(f"{name:16} loss {report.loss:.3f}  perplexity {report.perplexity:.1f}  recall {recalls}")
     write_atomically(Path(options.output), json.dumps({**result, "provenance": provenance()}, indent=1))
-
-
-def _text(name: str) -> str:
-    try:
-        return Path(name).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not a text in UTF-8 ({error}); convert it, for example with iconv") from error
 
 
 def _describe_ablation(parser: argparse.ArgumentParser) -> None:
@@ -246,7 +248,9 @@ def _describe_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-fewshot", type=int, default=None, help="examples before each question (the paper: MMLU 5)"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="questions at a time")
+    parser.add_argument(
+        "--batch-size", type=_number_or_word, default=8, help="questions at a time; auto: as many as memory holds"
+    )
     parser.add_argument("--limit", type=int, default=None, help="questions a task, for a quick look")
     _output("runs/harness.json")(parser)
 
@@ -274,7 +278,7 @@ def _describe_walk(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a folder or hub id; the embedded teacher is data/teacher")
     source.add_argument("--minutes", type=float, help="first train a 1B-shaped teacher for so many minutes (GPU)")
-    parser.add_argument("--data", default="tinyworld", help="as in recover")
+    parser.add_argument("--data", default="tinyworld", help=DATA)
     parser.add_argument("--length", type=int, default=512, help="tokens a row, in training and in evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="quick", help="of the recovery")
     parser.add_argument("--steps", type=int, default=None, help="of the recovery; None: the recipe's")
@@ -316,11 +320,11 @@ def walk(options: argparse.Namespace) -> None:
 
 
 def _rows(data: str, tokenizer, length: int, recipe):
-    """What to recover on: tinyworld and pydocs, or Alpaca-style instructions."""
+    """What to recover on: tinyworld and pydocs, or the reader's own records or texts."""
     from liger_mini import corpus
 
     if data != "tinyworld":
-        return corpus.instructions(data, tokenizer, length=length)
+        return corpus.rows(data, tokenizer, length=length)
     if recipe.steps is None:
         raise ValueError("tinyworld has no end: give --steps")
     return corpus.World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, length=length)

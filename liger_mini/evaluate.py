@@ -92,8 +92,12 @@ def _finite(x: Any) -> Any:
 class HeldOut:
     """The held-out rows every model of one run is measured on: stories with questions, and documents.
 
+    Each row begins with what the tokenizer puts before a text (`corpus.begin`), documents cut in the middle, too.
+
     Args:
         stories, documents: how many rows of each. length: tokens a row.
+    Raises:
+        ValueError: more documents than there are, or a tokenizer that does not tell offsets.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -111,7 +115,7 @@ class HeldOut:
             raise ValueError(f"documents = {self.documents}: held-out pydocs has {available} rows of {T} tokens")
         stride = available // self.documents  # spread over all held-out documents
         starts = range(0, self.documents * stride * T, stride * T)
-        self.document_rows = [{"input_ids": tokens[s : s + T], "labels": tokens[s : s + T]} for s in starts]
+        self.document_rows = [corpus.cut(tokens, start, T, self.tokenizer)[0] for start in starts]
         sentences = max(40, T // 6)
         self.story_rows = [
             corpus.encode_story(corpus.story(self.seed, "heldout", i, sentences=sentences), self.tokenizer, T)
@@ -165,17 +169,24 @@ def text_loss(
 ) -> tuple[float, int]:
     """Mean next-token loss in nats on any text, cut into rows of `length` tokens, and how many tokens were scored.
 
-    Its exponential is the perplexity. Each row starts without context, as is usual.
+    Its exponential is the perplexity. Each row starts without context, as is usual, but for what the tokenizer puts before
+    a text (`corpus.begin`): with that in front every token of the text is scored, without it all but the first of each row.
 
+    Args:
+        length: tokens a row, what begins it included.
     Raises:
-        ValueError: a text or a length of fewer than two tokens.
+        ValueError: a text or a length with no token to predict.
     """
-    if length < 2:
-        raise ValueError(f"length = {length}: a row needs at least 2 tokens")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) < 2:
-        raise ValueError(f"the text has {len(ids)} token(s); a loss needs at least 2")
-    rows = [{"input_ids": ids[i : i + length], "labels": ids[i : i + length]} for i in range(0, len(ids) - 1, length)]
+    front = corpus.begin(tokenizer)
+    least = max(2, len(front) + 1)
+    if length < least:
+        raise ValueError(f"length = {length}: a row of this tokenizer needs at least {least} tokens")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # whole; its rows get their beginnings below
+    if len(front) + len(ids) < least:
+        raise ValueError(f"the text has {len(ids)} token(s); a loss needs at least {least - len(front)}")
+    step, last = length - len(front), len(ids) - (not front)
+    parts = [ids[i : i + step] for i in range(0, last, step)]
+    rows = [{"input_ids": front + part, "labels": [corpus.IGNORE] * len(front) + part} for part in parts]
     was_training = model.training
     model.eval()
     with torch.no_grad():

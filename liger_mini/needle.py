@@ -3,14 +3,16 @@
     …Python's documentation… Anna lives in Paris. …more documentation… Where does Anna live? Anna lives in ▢
 
 The haystack says nothing about people, so the answer can come from the needle alone. What a window of W and L layers
-can pass on ends L (W - 1) tokens behind the question.
+can pass on ends L (W - 1) tokens behind the question. Prompt and answer are one text, tokenized whole and begun as the
+tokenizer begins a text: a model must not fail because its answer is spelled in other tokens than its needle.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from liger_mini.corpus import PEOPLE, RELATIONS, pydocs_tokens
+from liger_mini.corpus import PEOPLE, RELATIONS, encode, overlap, pydocs
 from liger_mini.demo import load_recovered, load_teacher
 from liger_mini.paths import write_atomically
 from liger_mini.provenance import provenance
 
+SHIFTS = 8  # beginnings of the hay that are tried for a prompt of exactly the length asked for
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -46,9 +49,10 @@ def needle(
     Returns:
         rows of length, depth, distance (mean tokens from needle to answer), found (share), samples.
     Raises:
-        ValueError: a length that does not hold needle and question, or a depth outside 0 … 1.
+        ValueError: a length that does not hold needle and question, a depth outside 0 … 1, or a tokenizer that does not
+            tell offsets.
     """
-    stream = pydocs_tokens("heldout", tokenizer)
+    documentation = "\n\n".join(pydocs("heldout"))
     was_training = model.training
     model.eval()
     rows = []
@@ -56,7 +60,8 @@ def needle(
         for depth in depths:
             hits, distances = [], []
             for sample in range(samples):
-                ids, answer, distance = haystack(tokenizer, stream, length, depth, f"{seed}/{length}/{depth}/{sample}")
+                what = f"{seed}/{length}/{depth}/{sample}"
+                ids, answer, distance = haystack(tokenizer, documentation, length, depth, what)
                 prompt = torch.tensor([ids + answer], device=model.device)
                 logits = model(prompt, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
                 hits.append(logits.argmax(-1).tolist() == answer)
@@ -89,22 +94,63 @@ def run(
 
 
 def haystack(
-    tokenizer: PreTrainedTokenizerBase, stream: list[int], length: int, depth: float, seed: str
+    tokenizer: PreTrainedTokenizerBase, documentation: str, length: int, depth: float, seed: str
 ) -> tuple[list[int], list[int], int]:
-    """(prompt of `length` tokens that ends where the answer goes, answer, tokens from needle to answer)."""
+    """(prompt of `length` tokens that ends where the answer goes, answer, tokens from needle to answer).
+
+    Where no number of characters of hay makes exactly `length` tokens, the prompt is the longest below it.
+
+    Args:
+        documentation: the hay; a long prompt goes round it. depth: the share of the hay, in characters, before the needle.
+    Raises:
+        ValueError: as `needle`.
+    """
     if not 0 <= depth <= 1:
         raise ValueError(f"depth = {depth}: allowed are numbers from 0 (start) to 1 (right before the question)")
     dice = random.Random(f"needle/{seed}")
     person, relation = dice.choice(PEOPLE), dice.choice(list(RELATIONS))
     statement, _, question, values = RELATIONS[relation]
     value = dice.choice(values)
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    fact = encode(f" {statement.format(person)} {value}.")
-    asked = encode(f" {question.format(person, person)}")
-    room = length - len(fact) - len(asked)
-    if room < 0:
-        raise ValueError(f"length = {length}: needle and question alone take {len(fact) + len(asked)} tokens")
-    start = dice.randrange(len(stream))
-    hay = [stream[(start + i) % len(stream)] for i in range(room)]  # long prompts go round the corpus
-    cut = round(depth * room)
-    return hay[:cut] + fact + hay[cut:] + asked, encode(f" {value}"), room - cut + len(asked)
+    fact, asked = f"{statement.format(person)} {value}.", question.format(person, person)
+    start = dice.randrange(len(documentation))
+
+    def prompt(characters: int, shift: int = 0) -> tuple[list[int], list[int], int]:
+        first = start + shift
+        rounds = 1 + (first + characters) // len(documentation)
+        hay = (documentation * rounds)[first : first + characters]
+        cut = round(depth * characters)
+        told = _joined(hay[:cut], fact)
+        before = _joined(told, hay[cut:], asked)
+        ids, offsets = encode(f"{before} {value}.", tokenizer)
+        end = len(before) + 1 + len(value)
+        answer = overlap(offsets, end - len(value), end)
+        needle_ends = overlap(offsets, len(told) - 1, len(told)).stop
+        return ids[: answer.start], ids[answer.start : answer.stop], answer.start - needle_ends
+
+    least = len(prompt(0)[0])
+    if least > length:
+        raise ValueError(f"length = {length}: needle and question alone take {least} tokens")
+    for shift in range(SHIFTS):  # a text that jumps over the length does not where it begins a little later
+        best = prompt(_fit(lambda characters, shift=shift: len(prompt(characters, shift)[0]), length), shift)
+        if len(best[0]) == length:
+            break
+    return best
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(part for part in parts if part)
+
+
+def _fit(count: Callable[[int], int], length: int) -> int:
+    """How many characters make `length` tokens: bisection, then one by one, as a character more may be a token less."""
+    most = 4 * length
+    while count(most) < length:
+        most *= 2
+    near = bisect.bisect_left(range(most), length, key=count)
+    around = sorted(range(max(0, near - 64), near + 64), key=lambda n: abs(n - near))
+    counts: dict[int, int] = {}
+    for n in around:
+        counts[n] = count(n)
+        if counts[n] == length:
+            return n
+    return max((n for n in counts if counts[n] < length), key=counts.__getitem__, default=0)

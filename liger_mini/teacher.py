@@ -17,6 +17,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,7 @@ class Curriculum(Dataset):
 
     def __post_init__(self) -> None:
         self.docs = corpus.pydocs_tokens("train", self.tokenizer)
+        self.front = corpus.begin(self.tokenizer)
         self.alphabet = random.Random(self.seed).sample(range(2, len(self.tokenizer)), 64)
 
     def __len__(self) -> int:
@@ -103,21 +105,28 @@ class Curriculum(Dataset):
     def __getitem__(self, i: int) -> dict[str, list[int]]:
         rng = random.Random(f"curriculum/{self.seed}/{i}")
         if i < self.repeat_rows:
-            return repeats(rng, self.alphabet, length=64, longest_period=32)
+            return repeats(rng, self.alphabet, self.front, length=64, longest_period=32)
         kind = rng.random()
         if kind < 0.1:
-            return repeats(rng, range(2, len(self.tokenizer)), length=LENGTH, longest_period=LENGTH // 2)
+            return repeats(rng, range(2, len(self.tokenizer)), self.front, length=LENGTH, longest_period=LENGTH // 2)
         if kind < 0.55:
             row = corpus.encode_story(corpus.story(self.seed, "train", i), self.tokenizer, LENGTH)
             return {"input_ids": row["input_ids"], "labels": row["labels"]}
-        return corpus.document_row(self.docs, rng, LENGTH)
+        return corpus.document_row(self.docs, rng, LENGTH, self.tokenizer)
 
 
-def repeats(rng: random.Random, alphabet, *, length: int, longest_period: int) -> dict[str, list[int]]:
-    """Random tokens repeated with a random period; only what a repeat makes predictable is scored."""
+def repeats(
+    rng: random.Random, alphabet: Sequence[int], front: list[int], *, length: int, longest_period: int
+) -> dict[str, list[int]]:
+    """Random tokens repeated with a random period; only what a repeat makes predictable is scored.
+
+    Args:
+        front: what begins the row (`corpus.begin`).
+    """
     period = rng.randint(4, longest_period)
-    ids = rng.choices(alphabet, k=period) * (length // period + 1)
-    labels = [corpus.IGNORE] * period + ids[period:]
+    ids = front + rng.choices(alphabet, k=period) * (length // period + 1)
+    unscored = len(front) + period
+    labels = [corpus.IGNORE] * unscored + ids[unscored:]
     return {"input_ids": ids[:length], "labels": labels[:length]}
 
 

@@ -64,14 +64,17 @@ def one_billion(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> LlamaForC
 
 
 class Mixture(Dataset):
-    """Row i of the pretraining stream, from (seed, i) alone: a tenth repeats, a third stories, the rest documents and code."""
+    """Row i of the pretraining stream, from (seed, i) alone: a tenth repeats, a third stories, the rest documents and code.
+
+    Each begins with what the tokenizer puts before a text (`corpus.begin`).
+    """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, rows: int, length: int, seed: int = 0, sources: int = 4_000_000
     ):
         self.tokenizer, self.rows, self.length, self.seed = tokenizer, rows, length, seed
-        self.docs = corpus.pydocs_tokens("train", tokenizer)
-        self.code = tokenizer(python_sources(sources), add_special_tokens=False)["input_ids"]
+        self.front, self.docs = corpus.begin(tokenizer), corpus.pydocs_tokens("train", tokenizer)
+        self.code = tokenizer(python_sources(sources), add_special_tokens=False)["input_ids"]  # cut into rows below
 
     def __len__(self) -> int:
         return self.rows
@@ -81,12 +84,12 @@ class Mixture(Dataset):
         kind = dice.random()
         if kind < 0.1:
             words = range(2, len(self.tokenizer))
-            return repeats(dice, words, length=self.length, longest_period=self.length // 2)
+            return repeats(dice, words, self.front, length=self.length, longest_period=self.length // 2)
         if kind < 0.45:
             story = corpus.story(self.seed, "train", i, sentences=max(40, self.length // 6))
             row = corpus.encode_story(story, self.tokenizer, self.length)
             return {"input_ids": row["input_ids"], "labels": row["labels"]}
-        return corpus.document_row(self.docs if kind < 0.7 else self.code, dice, self.length)
+        return corpus.document_row(self.docs if kind < 0.7 else self.code, dice, self.length, self.tokenizer)
 
 
 def python_sources(characters: int) -> str:

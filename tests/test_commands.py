@@ -66,7 +66,10 @@ def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
         (["recover", "--model", TEACHER, "--data", "{tmp}/none.jsonl", "--out", "{tmp}/x"], "no instruction file"),
         (["recover", "--model", TEACHER, "--data", "tinyworld", "--out", "{tmp}/x"], "give --steps"),
         (["recover", "--model", "./nowhere", "--data", "tinyworld", "--out", "{tmp}/x"], "no model folder at nowhere"),
-        (["recover", "--model", TEACHER, "--data", "{tmp}/bad.jsonl", "--out", "{tmp}/x"], "bad.jsonl cannot be read"),
+        (
+            ["recover", "--model", TEACHER, "--data", "{tmp}/bad.jsonl", "--out", "{tmp}/x"],
+            "bad.jsonl, line 1: not JSON",
+        ),
         (["recover", "--model", TEACHER, "--data", "{tmp}/empty.jsonl", "--out", "{tmp}/x"], "it is empty"),
         (["recover", "--model", TEACHER, "--data", "{tmp}/null.jsonl", "--out", "{tmp}/x"], "must be text"),
         (
@@ -76,7 +79,10 @@ def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
         (["evaluate", "--model", "./nowhere"], "no model folder at nowhere"),
         (["evaluate", "--model", TEACHER], "pass window="),
         (["evaluate", "--model", TEACHER, "--window", "0"], "window = 0: allowed are whole numbers ≥ 1"),
-        (["evaluate", "--model", TEACHER, "--window", "16", "--text", "{tmp}/latin.txt"], "latin.txt is not a text in"),
+        (
+            ["evaluate", "--model", TEACHER, "--window", "16", "--text", "{tmp}/latin.txt"],
+            "latin.txt, line 1: not UTF-8",
+        ),
         (["harness", "--model", TEACHER, "--limit", "0"], "limit = 0"),
         (["harness", "--model", TEACHER, "--tasks", "tinyworld, nonsense"], "no task 'nonsense'"),
         (["walk", "--minutes", "60", "--structure", "glaa", "--out", "{tmp}/x"], "unknown structure 'glaa'"),

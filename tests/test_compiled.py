@@ -1,5 +1,6 @@
 """What holds in eager holds compiled and exported: packed rows, padding, decoding with a static cache (promise 7)."""
 
+import itertools
 import shutil
 
 import pytest
@@ -29,7 +30,7 @@ def tokens(B, T):
 
 def given(form):
     """A row of 40 tokens in the forms it comes in."""
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(ENDS, ENDS[1:])]).unsqueeze(0)
+    positions = torch.cat([torch.arange(b - a) for a, b in itertools.pairwise(ENDS)]).unsqueeze(0)
     left = (torch.arange(40) >= 7).long().unsqueeze(0)
     return {
         "one document": {"position_ids": torch.arange(40).unsqueeze(0)},

@@ -1,5 +1,6 @@
 """tinyworld, pydocs and instructions: what they promise about answers, splits and labels."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -7,13 +8,51 @@ import json
 import pytest
 import torch
 from datasets.exceptions import DatasetNotFoundError
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from liger_mini import corpus
 from liger_mini.paths import data_dir
+
+FOREIGN = ("metaspace always", "metaspace first", "llama 2", "unigram", "byte level", "both ends", "one token")
+
+
+@functools.cache
+def foreign(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer as other models have them, trained on the spot."""
+    texts = [corpus.story(0, "train", i).text for i in range(40)] + [
+        text[:3000] for text in corpus.pydocs("train")[:60]
+    ]
+    front, back = {"both ends": ("<s>", " </s>"), "one token": ("</s>", "")}.get(name, ("<s>", ""))
+    special = {"special_tokens": ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"], "show_progress": False}
+    space = pre_tokenizers.Metaspace(prepend_scheme="first" if name == "metaspace first" else "always")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    if name == "words":
+        words = sorted({word for text in texts for word in text.split()})
+        tokenizer = Tokenizer(
+            models.WordLevel({w: i for i, w in enumerate(special["special_tokens"] + words)}, "<unk>")
+        )
+        tokenizer.add_special_tokens(special["special_tokens"])
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif name == "byte level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, **special))
+    else:
+        tokenizer.pre_tokenizer, tokenizer.decoder = space, decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=500, **special)
+        if name == "unigram":
+            tokenizer.model = models.Unigram()
+            trainer = trainers.UnigramTrainer(vocab_size=500, unk_token="<unk>", **special)
+        tokenizer.train_from_iterator(texts, trainer)
+    if name == "llama 2":  # the space is written by the normalizer, and nothing splits the text before the merges
+        tokenizer.pre_tokenizer = None
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{front} $A{back}", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=front, eos_token="</s>", pad_token="</s>")
 
 
 def test_tinyworld_is_deterministic_and_split():
@@ -73,8 +112,8 @@ def test_an_answer_may_share_its_token_with_the_full_stop():
     """With words as tokens, "Paris." is one: the question still has an answer of one token, and none for free."""
     story = corpus.story(0, "heldout", 0)
     words = sorted(set(story.text.split()))
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     row = corpus.encode_story(story, PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10_000)
     assert len(row["questions"]) == len(story.questions)
     for question, (first, end, _, _) in zip(story.questions, row["questions"]):
@@ -127,7 +166,7 @@ def test_instructions_the_hub_does_not_give_are_explained(teacher, monkeypatch, 
     def load_dataset(*args, **kwargs):
         raise answer
 
-    monkeypatch.setattr(corpus, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     kind = ConnectionError if isinstance(answer, ConnectionError) else FileNotFoundError
     with pytest.raises(kind, match=r"did not give it \(.*\); give a .json, .jsonl or .parquet file"):
         corpus.instructions("someone/alpaca", teacher[1])
