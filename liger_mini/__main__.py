@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         OSError,
         ImportError,
         FloatingPointError,
+        MemoryError,
     ) as error:  # what the functions say about bad input
         print(f"liger_mini {options.command}: {error}", file=sys.stderr)
         return 2
@@ -123,10 +124,11 @@ def _describe_convert(parser: argparse.ArgumentParser) -> None:
 
 def convert(options: argparse.Namespace) -> None:
     """linearize a Hugging Face model and save it as a folder that AutoModel loads"""
+    from liger_mini.convert import added_parameters
     from liger_mini.convert import convert as run
 
     model = run(options.model, options.output_dir, dtype=options.dtype, **_settings(options))
-    print(f"{options.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters, none added")
+    print(f"{options.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters; {added_parameters(model)}")
 
 
 def _describe_recover(parser: argparse.ArgumentParser) -> None:

@@ -245,6 +245,11 @@ def load(path: str | Path, **kwargs) -> PreTrainedModel:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no model folder at {path}")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds an adapter, not a model: merge it into its base and save that, "
+            f"AutoPeftModelForCausalLM.from_pretrained({str(path)!r}).merge_and_unload().save_pretrained(...)"
+        )
     if not (path / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
         raise ValueError(f"{path} is not a saved model: it has no config.json (found: {found})")
@@ -334,6 +339,15 @@ def convert(source: str | Path, output_dir: str | Path, *, dtype: str = "auto", 
     return model
 
 
+def added_parameters(model: PreTrainedModel) -> str:
+    """A sentence on how many parameters a linearized model has beyond the model it was made from, counted."""
+    before = model.config.liger.get("parameters")
+    if before is None:
+        return "how many parameters it had before was not recorded"  # by an older version
+    added = model.num_parameters() - before
+    return f"{added:,} parameters were added" if added else "no parameter was added"
+
+
 def model_card(
     model: PreTrainedModel, source: str, recovery: str = "none yet: expect a high loss until LoRA recovery"
 ) -> str:
@@ -348,7 +362,7 @@ tags: [liger_mini, linear-attention]
 # {Path(source).name}, linearized
 
 Made from `{source}` with [liger_mini](https://arxiv.org/abs/2503.01496) {__version__}: softmax attention was replaced by Liger
-Attention, a gated recurrence mixed with a sliding window of softmax attention. No parameter was added.
+Attention, a gated recurrence mixed with a sliding window of softmax attention. Counted: {added_parameters(model)}.
 
 | | |
 |---|---|

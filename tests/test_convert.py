@@ -1,6 +1,7 @@
 """linearize inside transformers: same weights, decode ≡ prefill, save and load (promises 2, 3 and 4)."""
 
 import itertools
+import json
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ import textwrap
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -23,7 +25,7 @@ from transformers import (
 
 import liger_mini as lm
 from liger_mini.benchmark import state_bytes
-from liger_mini.convert import convert, open_model, open_tokenizer
+from liger_mini.convert import convert, model_card, open_model, open_tokenizer
 from liger_mini.corpus import Collator, instructions
 from liger_mini.demo import load_teacher
 from liger_mini.evaluate import branches
@@ -368,3 +370,97 @@ def test_a_path_is_not_mistaken_for_a_hub_id(tmp_path):
     for path in (tmp_path / "model", "./model", "runs/some/model"):
         with pytest.raises(FileNotFoundError, match="no model folder"):
             open_model(path)
+
+
+def with_added_adapter(model, folder):
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]), "mine")
+    return model
+
+
+def from_an_adapter_folder(model, folder):
+    model.save_pretrained(folder / "base")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    get_peft_model(base, LoraConfig(target_modules=["v_proj"])).save_pretrained(folder / "adapter")
+    return AutoModelForCausalLM.from_pretrained(folder / "adapter")
+
+
+def inside_peft(model, folder):
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+
+
+def what_peft_left_inside(model, folder):
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    return model
+
+
+def trained_head_alone(model, folder):
+    return get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])).base_model.model
+
+
+def prompt_tuning(model, folder):
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        with_added_adapter,
+        from_an_adapter_folder,
+        inside_peft,
+        what_peft_left_inside,
+        trained_head_alone,
+        prompt_tuning,
+    ],
+)
+def test_a_model_with_something_of_peft_inside_is_refused(tiny, tmp_path, put):
+    with pytest.raises(TypeError, match=r"carries PEFT's '.*merge_and_unload"):
+        lm.linearize(put(tiny(tie_word_embeddings=False), tmp_path))
+
+
+def test_merged_adapters_are_kept(tiny, tmp_path):
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    merged = get_peft_model(tiny(), config).merge_and_unload().eval()
+    ids = tokens(1, 20)
+    expected = merged(ids).logits
+    model = lm.linearize(merged, window=20, mix=0.0)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(lm.load(tmp_path).eval()(ids).logits, expected, atol=LOGITS, rtol=0)
+
+
+def test_a_projection_that_something_was_put_around_is_refused(tiny):
+    model = tiny()
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[1].self_attn.k_proj)
+    with pytest.raises(TypeError, match=r"layers.1.self_attn.k_proj is a ParametrizedLinear"):
+        lm.linearize(model)
+
+
+def test_an_adapter_folder_is_not_a_model(tiny, tmp_path):
+    get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds an adapter, not a model.*merge_and_unload"):
+        open_model(tmp_path)
+
+
+def test_the_card_counts(tiny):
+    model = lm.linearize(tiny(), window=WINDOW)
+    assert "Counted: no parameter was added." in model_card(model, "here")
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())  # untied
+    model.config.tie_word_embeddings = False
+    assert f"Counted: {97 * 32:,} parameters were added." in model_card(model, "here")
+
+
+def test_ungated_sums_in_float16_are_warned_of(tiny):
+    with pytest.warns(UserWarning, match=r"float16 ends at 65,504"):
+        lm.linearize(tiny().half(), "linear")
+
+
+def test_folders_of_the_first_version_load(tiny, tmp_path):
+    """What `config.liger` has gained since may be missing."""
+    model, ids = lm.linearize(tiny(), "gsa", window=WINDOW), tokens(1, 20)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["liger"] = {
+        name: config["liger"][name] for name in ("structure", "window", "mix", "temper", "softmax_every")
+    }
+    del config["auto_map"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(lm.load(tmp_path).eval()(ids).logits, model(ids).logits)

@@ -137,3 +137,43 @@ def test_attention_transfer_under_fsdp_is_refused(run):
     done = run(FSDP, "fsdp", transfer_steps=4)
     assert done.returncode != 0
     assert "attention transfer does not run under FSDP" in done.stderr
+
+
+TENSOR_PARALLEL = textwrap.dedent(
+    """
+    import sys, torch
+    from pathlib import Path
+    import liger_mini as lm
+    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers.distributed import DistributedConfig
+
+    torch.distributed.init_process_group("gloo")
+    ids = torch.randint(2, 97, (2, 20), generator=torch.Generator().manual_seed(0))
+    for folder in sorted(Path(sys.argv[1]).iterdir()):
+        whole = AutoModelForCausalLM.from_pretrained(folder).eval()
+        how = DistributedConfig(tp_size=2, tp_plan="auto")
+        spread = AutoModelForCausalLM.from_pretrained(folder, distributed_config=how).eval()
+        assert spread.model.layers[0].self_attn.k_proj.weight.to_local().shape[0] == 8, "not spread"
+        with torch.no_grad():
+            expected, logits = (model(ids, use_cache=False).logits for model in (whole, spread))
+            cache = DynamicCache(config=spread.config)
+            steps = [spread(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits for t in range(20)]
+        for found in (logits, torch.cat(steps, 1)):
+            assert (found - expected).abs().max() < 2e-4, (folder.name, (found - expected).abs().max())
+    """
+)
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_gives_the_numbers_of_one_process(tiny, tmp_path):
+    """Key heads spread over two processes: every structure, and a hybrid; Lightning's decays go by a head's number."""
+    for name in [*lm.structures, "hybrid"]:
+        structure, every = ("gla", 2) if name == "hybrid" else (name, None)
+        torch.manual_seed(0)
+        lm.linearize(tiny(), structure, window=4, softmax_every=every).save_pretrained(tmp_path / name)
+    script = tmp_path.with_suffix(".py")
+    script.write_text(TENSOR_PARALLEL)
+    command = [sys.executable, *TORCHRUN, "--nproc-per-node", "2", str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
