@@ -128,7 +128,9 @@ def convert(options: argparse.Namespace) -> None:
     from liger_mini.convert import convert as run
 
     model = run(options.model, options.output_dir, dtype=options.dtype, **_settings(options))
-    print(f"{options.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters; {added_parameters(model)}")
+    print(
+        f"{options.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters; {added_parameters(model)}"
+    )
 
 
 def _describe_recover(parser: argparse.ArgumentParser) -> None:

@@ -330,9 +330,8 @@ def _of_these(mask: Tensor | None, T: int, seen: int | Tensor) -> Tensor | None:
     if isinstance(seen, Tensor):
         return mask.index_select(1, seen + torch.arange(T, device=mask.device)).bool()
     if mask.shape[1] < seen + T:
-        raise ValueError(
-            f"attention_mask has {mask.shape[1]} tokens; allowed are {seen + T} ({seen} in the cache, {T} given now), or {T}"
-        )
+        allowed = f"{seen + T} ({seen} in the cache, {T} given now), or {T}" if seen else T
+        raise ValueError(f"attention_mask has {mask.shape[1]} tokens; allowed are {allowed}")
     return mask[:, seen : seen + T].bool()
 
 
