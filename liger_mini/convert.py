@@ -78,7 +78,7 @@ class LigerModel:
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         super().save_pretrained(save_directory, *args, **kwargs)
-        if Path(save_directory).is_dir():
+        if kwargs.get("is_main_process", True) and Path(save_directory).is_dir():
             write_atomically(Path(save_directory) / CODE, _code(type(self.config)))
 
     @classmethod
@@ -385,26 +385,30 @@ The licence of `{source}` goes on to apply.
 """
 
 
-def foreign_adapters(model: torch.nn.Module) -> list[str]:
-    """Names of what PEFT has put into a model: adapters that saving, converting or recovering would lose."""
+def refuse_adapters(model: torch.nn.Module, loses: str) -> None:
+    """Raise where PEFT has put something into a model, which what follows `loses`.
+
+    Raises:
+        TypeError: it has.
+    """
     names: list[str] = []
     for module in model.modules():
         if type(module).__module__.partition(".")[0] == "peft":
             active = getattr(module, "active_adapters", None) or getattr(module, "active_adapter", None) or []
             names += [active] if isinstance(active, str) else active
             names += [] if active else [type(module).__name__]
-    return list(dict.fromkeys(names))
+    if names:
+        raise TypeError(
+            f"the model carries PEFT's {', '.join(map(repr, dict.fromkeys(names)))}, which {loses}; merge what was trained "
+            "first: model.save_pretrained(folder) writes it, and PeftModel.from_pretrained(the model without it, "
+            "folder).merge_and_unload() merges it"
+        )
 
 
 def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
     if isinstance(model, LigerModel):
         raise ValueError("this model is linearized already; load the original to linearize it in another way")
-    adapters = foreign_adapters(model)
-    if adapters:
-        raise TypeError(
-            f"the model carries PEFT's {', '.join(map(repr, adapters))}, which linearizing would lose; merge what was trained "
-            "first: model = PeftModel.from_pretrained(base, folder).merge_and_unload()"
-        )
+    refuse_adapters(model, "linearizing would lose")
     if type(model) not in FAMILIES:
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         reason = ""

@@ -37,7 +37,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.attention import liger_layers
-from liger_mini.convert import foreign_adapters
+from liger_mini.convert import refuse_adapters
 from liger_mini.corpus import IGNORE, Collator
 from liger_mini.evaluate import branches
 from liger_mini.objectives import DistillationTrainer, NextTokenTrainer, TransferTrainer, WindowDropout
@@ -557,13 +557,7 @@ def _check(model: PreTrainedModel, dataset: Any, recipe: Recipe, train_in_full: 
 def _check_model(model: PreTrainedModel, train_in_full: Sequence[str]) -> None:
     if isinstance(model, PeftModel):
         raise TypeError("the model is inside PEFT already; merge its adapters first, model.merge_and_unload()")
-    adapters = foreign_adapters(model)
-    if adapters:
-        raise TypeError(
-            f"the model carries adapters of its own ({', '.join(map(repr, adapters))}), which a recovery would throw away. "
-            "Merge them first: model.save_pretrained(folder) writes them, and "
-            "PeftModel.from_pretrained(the model without them, folder).merge_and_unload() merges them"
-        )
+    refuse_adapters(model, "a recovery would throw away")
     liger_layers(model)
     if not getattr(model, "can_generate", bool)():
         raise TypeError(

@@ -247,7 +247,10 @@ class LightNet(Structure):
         return q, w.to(q.dtype), v, log_gate
 
     def running(self, k: Tensor, log1p_z: Tensor | None, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K] (exact for keys down to -90)."""
+        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K] (exact for keys down to -90).
+
+        Where `documents` are told, z begins anew with each.
+        """
         if log1p_z is None:
             log1p_z = k.new_zeros(k.shape[0], *k.shape[2:])
         some = log1p_z > 0

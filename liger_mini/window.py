@@ -58,6 +58,10 @@ def sliding_window_attention(
             raise ValueError(
                 f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}"
             )
+    if documents is not None and (cu_seqlens is not None or backend == "triton"):
+        raise ValueError(
+            "documents: allowed without cu_seqlens, and not with backend = 'triton', which takes cu_seqlens"
+        )
     if backend == "triton":
         require_triton()
         from liger_mini.kernels.window import triton_window

@@ -127,3 +127,14 @@ def test_without_triton_the_backend_says_what_to_install(monkeypatch):
     ):
         with pytest.raises(RuntimeError, match="pip install triton"):
             run()
+
+
+def test_documents_are_not_dropped_by_a_form_that_does_not_know_them():
+    q, numbers = torch.randn(1, 6, 2, 4), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    apart = torch.cat([lm.sliding_window_attention(x, x, x, 4) for x in q.split(3, dim=1)], dim=1)
+    for backend in ("auto", "naive"):
+        o = lm.sliding_window_attention(q, q, q, 4, documents=numbers, backend=backend)
+        torch.testing.assert_close(o, apart)
+    for other in ({"backend": "triton"}, {"cu_seqlens": torch.tensor([0, 3, 6])}):
+        with pytest.raises(ValueError, match="documents: allowed without cu_seqlens"):
+            lm.sliding_window_attention(q, q, q, 4, documents=numbers, **other)
