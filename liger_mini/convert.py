@@ -6,32 +6,29 @@ A linearized model is a transformers model of its own type (`liger_llama`), so `
 
 from __future__ import annotations
 
-import re
+import inspect
 import warnings
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
 )
 
 from liger_mini.attention import IMPLEMENTATION, LigerAttention, prepare_layers
-from liger_mini.paths import write_atomically
 from liger_mini.structures import get_structure
-from liger_mini.version import __version__
+from liger_mini.support.paths import write_atomically
 
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
 AUTO = dict(
@@ -141,67 +138,76 @@ def _register(config_class: type) -> dict[type[PreTrainedModel], type[PreTrained
 
 
 FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+
+
 for _config in (LigerLlamaConfig, LigerMistralConfig, LigerQwen2Config, LigerQwen3Config):
     FAMILIES |= _register(_config)
 
 
-def linearize(
-    model: PreTrainedModel,
-    structure: str = "gla",
-    window: int = 64,
-    mix: float = 0.5,
-    temper: float | None = None,
-    softmax_every: int | None = None,
-) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Settings:
+    """How a model is linearized.
+
+    Attributes:
+        structure: a name in `liger_mini.structures`.
+        window: keys the softmax branch sees, the current one included; the paper has 64.
+        mix: the weight a of the recurrence; the window has 1 - a. The paper has 0.5.
+        temper: half-life of a neutral gate in tokens; None takes the structure's default. Structures whose gate is not
+            computed from one key (linear, lightning, lightnet) have none.
+        softmax_every: keep every n-th block as ordinary softmax attention; the paper's "-H" has 8, None keeps none.
+    Raises:
+        ValueError: one that is outside its range.
+    """
+
+    structure: str = "gla"
+    window: int = 64
+    mix: float = 0.5
+    temper: float | None = None
+    softmax_every: int | None = None
+
+    def __post_init__(self) -> None:
+        get_structure(self.structure, self.temper)
+        if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
+            raise ValueError(f"window = {self.window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
+        if not isinstance(self.mix, (int, float)) or not 0 <= self.mix <= 1:
+            raise ValueError(f"mix = {self.mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
+        if self.softmax_every is not None and (type(self.softmax_every) is not int or self.softmax_every < 1):
+            raise ValueError(f"softmax_every = {self.softmax_every!r}: allowed are whole numbers ≥ 1, or None")
+
+    @classmethod
+    def of(cls, liger: dict[str, Any]) -> Settings:
+        """Those in a linearized model's `config.liger`."""
+        return cls(**{field.name: liger[field.name] for field in fields(cls) if field.name in liger})
+
+    def explicit(self) -> dict[str, Any]:
+        """As a dictionary, the structure's own temper where None stands for it."""
+        return asdict(self) | {"temper": get_structure(self.structure, self.temper).temper}
+
+
+def linearize(model: PreTrainedModel, *given: Any, **settings: Any) -> PreTrainedModel:
     """Turn a pretrained Transformer into a gated linear recurrent model, in place, adding no parameter.
 
     Args:
-        model: a Llama, Mistral, Qwen2 or Qwen3 `ForCausalLM`, of any size and float dtype.
-        structure: a name in `liger_mini.structures`.
-        window: keys the softmax branch sees, the current one included (the paper's 64).
-        mix: the weight a of the recurrence; the window has b = 1 - a (the paper's 0.5).
-        temper: half-life of a neutral gate in tokens; None takes the structure's default. Structures whose gate is
-            not computed from one key (linear, lightning, lightnet) have none.
-        softmax_every: keep every n-th block as ordinary softmax attention (the paper's "-H" has 8).
+        model: a Llama, Mistral, Qwen2 or Qwen3 of any size and float dtype.
+        given, settings: the fields of `Settings`, in their order or by name.
     Returns:
         The same object, its class now the family's Liger class.
     Raises:
-        ValueError: an argument outside its range, a model that is linearized already, quantised weights, or a layer
+        ValueError: a setting outside its range, a model that is linearized already, quantised weights, or a layer
             hybrid of a model whose own attention has a window.
         TypeError: a model of another family.
     """
-    settings = dict(structure=structure, window=window, mix=mix, temper=temper, softmax_every=softmax_every)
-    check_settings(**settings)
-    _check_model(model, softmax_every)
-    liger = FAMILIES[type(model)]
-    layers = model.config.num_hidden_layers
-    config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
-    config.liger = {
-        **settings,
-        "own_windows": _own_windows(model.config),
-        "base": model.name_or_path,
-        "parameters": model.num_parameters(),
-    }
-    config.sliding_window = window
-    if hasattr(config, "use_sliding_window"):
-        config.use_sliding_window = True  # Qwen drops sliding_window without it
-    config.number_of_conv_states = get_structure(structure).states  # transformers' one number for both kinds of state
-    config.layer_types = [
-        "full_attention" if softmax_every and (i + 1) % softmax_every == 0 else "hybrid_sliding" for i in range(layers)
-    ]
-    config.architectures = [liger.__name__]
-    prefix, module = _prefix(liger.config_class), CODE.removesuffix(".py")
-    config.auto_map = {"AutoConfig": f"{module}.{prefix}Config"} | {
-        auto.__name__: f"{module}.{prefix}{head}" for head, auto in AUTO.items()
-    }
-    config._name_or_path = model.name_or_path = ""  # the folder it came from holds the softmax model
-    model.__class__ = liger
+    asked = Settings(*given, **settings)
+    _check_model(model, asked.softmax_every)
+    model.config = _config(model, asked)
+    model.__class__ = FAMILIES[type(model)]
     for module in model.modules():  # submodules hold the same config object
         if getattr(module, "config", None) is not None:
-            module.config = config
+            module.config = model.config
+    model.name_or_path = ""  # the folder it came from holds the softmax model
     if model.can_generate():
         model.generation_config._from_model_config = False
-    if structure == "linear" and model.dtype == torch.float16:
+    if asked.structure == "linear" and model.dtype == torch.float16:
         warnings.warn(
             "float16 ends at 65,504, and the ungated recurrence (structure 'linear') sums over the whole text: long texts "
             "overflow to infinity. Use bfloat16 or float32, model.to(torch.bfloat16), or a structure that forgets",
@@ -211,6 +217,43 @@ def linearize(
     return model
 
 
+linearize.__signature__ = inspect.signature(linearize).replace(  # what help() and editors show
+    parameters=[
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=PreTrainedModel),
+        *inspect.signature(Settings).parameters.values(),
+    ]
+)
+
+
+def _config(model: PreTrainedModel, settings: Settings) -> LigerConfig:
+    """The config of the linearized model."""
+    liger = FAMILIES[type(model)]
+    config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
+    config.liger = {
+        **asdict(settings),
+        "own_windows": _own_windows(model.config),
+        "base": model.name_or_path,
+        "parameters": model.num_parameters(),
+    }
+    config.sliding_window = settings.window
+    if hasattr(config, "use_sliding_window"):
+        config.use_sliding_window = True  # Qwen drops sliding_window without it
+    # transformers' one number for both kinds of state
+    config.number_of_conv_states = get_structure(settings.structure).states
+    every = settings.softmax_every
+    config.layer_types = [
+        "full_attention" if every and (i + 1) % every == 0 else "hybrid_sliding"
+        for i in range(config.num_hidden_layers)
+    ]
+    config.architectures = [liger.__name__]
+    prefix, module = _prefix(liger.config_class), CODE.removesuffix(".py")
+    config.auto_map = {"AutoConfig": f"{module}.{prefix}Config"} | {
+        auto.__name__: f"{module}.{prefix}{head}" for head, auto in AUTO.items()
+    }
+    config._name_or_path = ""
+    return config
+
+
 def _swap_attention(model: PreTrainedModel) -> None:
     """Replace self_attn in every "hybrid_sliding" layer; its projections move over as they are."""
     config, decoder = model.config, model.base_model
@@ -218,11 +261,11 @@ def _swap_attention(model: PreTrainedModel) -> None:
     if any(isinstance(layer.self_attn, LigerAttention) for layer in decoder.layers):
         return  # transformers made the decoder of a classifier by its config: it is ours already
     decoder.register_forward_pre_hook(prepare_layers, with_kwargs=True)
-    settings = {name: config.liger[name] for name in ("structure", "window", "mix", "temper")}
+    settings = Settings.of(config.liger)
     own_windows = config.liger.get("own_windows", [None] * config.num_hidden_layers)  # older folders lack it
     for layer, layer_type, own in zip(decoder.layers, config.layer_types, own_windows):
         if layer_type == "hybrid_sliding":
-            layer.self_attn = LigerAttention(layer.self_attn, own_window=own, **settings)
+            layer.self_attn = LigerAttention(layer.self_attn, settings, own_window=own)
 
 
 def _own_windows(config) -> list[int | None]:
@@ -232,157 +275,6 @@ def _own_windows(config) -> list[int | None]:
     if isinstance(config, LlamaConfig):  # it has no window, whatever else its config says
         window = None
     return [window if layer_type == "sliding_attention" else None for layer_type in types]
-
-
-def load(path: str | Path, **kwargs) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained` for a local folder that says at once if there is none.
-
-    Args:
-        kwargs: passed on to transformers (dtype, device_map, …).
-    Raises:
-        FileNotFoundError: no folder at `path`. ValueError: a folder that holds no saved model.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"no model folder at {path}")
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds an adapter, not a model: merge it into its base and save that, "
-            f"AutoPeftModelForCausalLM.from_pretrained({str(path)!r}).merge_and_unload().save_pretrained(...)"
-        )
-    if not (path / "config.json").is_file():
-        found = ", ".join(sorted(p.name for p in path.iterdir())) or "nothing"
-        raise ValueError(f"{path} is not a saved model: it has no config.json (found: {found})")
-    return AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **kwargs)
-
-
-def open_model(source: str | Path, **kwargs) -> PreTrainedModel:
-    """A model from a local folder, from the hub's cache on this machine, or from the hub.
-
-    Raises:
-        FileNotFoundError: neither a folder nor a repository of that name. ConnectionError: the hub is out of reach and
-            the model is not in the cache. PermissionError: a gated repository without access.
-    """
-    name = str(source)
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        return load(source, **kwargs)
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, local_files_only=True, **kwargs)
-    except OSError:  # not in the cache
-        check_access(name)
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-
-
-def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model; one without a pad token pads with its end-of-text token (padding is never scored).
-
-    Raises:
-        FileNotFoundError: there is none. ValueError: it has no end-of-text token.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-    ) as error:  # transformers raises any of them where a folder holds weights alone
-        raise FileNotFoundError(f"{source} has no tokenizer that transformers can read ({error})") from error
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"the tokenizer of {source} has no end-of-text token, with which documents and answers end here; set "
-            "tokenizer.eos_token and save it with save_pretrained"
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def check_access(repository: str) -> None:
-    """Ask the hub whether this machine may read a repository, and say what to do if not."""
-    place = f"give a local folder instead, or download it elsewhere with `hf download {repository}` and copy it here"
-    try:
-        huggingface_hub.auth_check(repository)
-    except GatedRepoError as error:
-        raise PermissionError(
-            f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, log in with "
-            f"`hf auth login`, and try again; or {place}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"there is no folder {repository} here and no model {repository} on the hub") from error
-    except Exception as error:  # no network, HF_HUB_OFFLINE: the hub's transport errors differ from version to version
-        raise ConnectionError(
-            f"{repository} is not in this machine's hub cache, and the hub cannot be reached ({error}); {place}"
-        ) from error
-
-
-def convert(source: str | Path, output_dir: str | Path, *, dtype: str = "auto", **settings) -> PreTrainedModel:
-    """Linearize a model from disk or the hub and save it with its tokenizer and a model card.
-
-    The weights are read shard by shard into one copy, swapped in place and written shard by shard.
-
-    Args:
-        dtype: "auto" keeps the checkpoint's.
-        settings: the arguments of `linearize`.
-    Raises:
-        FileExistsError: `output_dir` is not empty. And what `open_model` and `linearize` raise.
-    """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty; convert into a new folder")
-    model = linearize(open_model(source, dtype=dtype), **settings)
-    model.save_pretrained(output_dir)
-    try:
-        open_tokenizer(source).save_pretrained(output_dir)
-    except (FileNotFoundError, ValueError) as error:
-        warnings.warn(f"{error}; {output_dir} has no tokenizer", stacklevel=2)
-    write_atomically(output_dir / "README.md", model_card(model, str(source)))
-    return model
-
-
-def added_parameters(model: PreTrainedModel) -> str:
-    """A sentence on how many parameters a linearized model has beyond the model it was made from, counted."""
-    before = model.config.liger.get("parameters")
-    if before is None:
-        return "how many parameters it had before was not recorded"  # by an older version
-    added = model.num_parameters() - before
-    return f"{added:,} parameters were added" if added else "no parameter was added"
-
-
-def model_card(
-    model: PreTrainedModel, source: str, recovery: str = "none yet: expect a high loss until LoRA recovery"
-) -> str:
-    """What was done to a model, for those who find it in a folder."""
-    liger, config = model.config.liger, model.config
-    temper = get_structure(liger["structure"], liger["temper"]).temper
-    kept = config.layer_types.count("full_attention")
-    return f"""---
-library_name: transformers
-tags: [liger_mini, linear-attention]
----
-# {Path(source).name}, linearized
-
-Made from `{source}` with [liger_mini](https://arxiv.org/abs/2503.01496) {__version__}: softmax attention was replaced by Liger
-Attention, a gated recurrence mixed with a sliding window of softmax attention. Counted: {added_parameters(model)}.
-
-| | |
-|---|---|
-| structure | {liger["structure"]} |
-| half-life of a neutral gate | {"no temper" if temper is None else f"{temper:g} tokens"} |
-| window | {liger["window"]} tokens |
-| mix | {liger["mix"]:g} recurrence + {1 - liger["mix"]:g} window |
-| blocks kept as softmax attention | {kept} of {config.num_hidden_layers} |
-| parameters | {model.num_parameters():,} |
-| recovery | {recovery} |
-
-```python
-import liger_mini  # registers the model type
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("this folder")
-```
-
-The licence of `{source}` goes on to apply.
-"""
 
 
 def refuse_adapters(model: torch.nn.Module, loses: str) -> None:
@@ -435,20 +327,3 @@ def _check_model(model: PreTrainedModel, softmax_every: int | None) -> None:
             f"softmax_every = {softmax_every} keeps blocks as they are, but this model's own attention has a window of "
             f"{own_windows[0]} tokens, which the kept blocks would lose; leave softmax_every out"
         )
-
-
-def check_settings(
-    structure: str = "gla",
-    window: int = 64,
-    mix: float = 0.5,
-    temper: float | None = None,
-    softmax_every: int | None = None,
-) -> None:
-    """Raise what `linearize` would about its arguments, before a model is there."""
-    get_structure(structure, temper)
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ValueError(f"window = {window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
-    if not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
-        raise ValueError(f"mix = {mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
-    if softmax_every is not None and (type(softmax_every) is not int or softmax_every < 1):
-        raise ValueError(f"softmax_every = {softmax_every!r}: allowed are whole numbers ≥ 1, or None")

@@ -82,6 +82,6 @@ def tiny():
 @pytest.fixture(scope="session")
 def teacher():
     """(model, tokenizer) of the embedded teacher; read-only: tests that change it load their own."""
-    from liger_mini.demo import load_teacher
+    from liger_mini.experiments import load_teacher
 
     return load_teacher()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import liger_mini as lm
-from liger_mini import ablation
 from liger_mini.attention import liger_layers
-from liger_mini.evaluate import HeldOut
+from liger_mini.evaluation import HeldOut
+from liger_mini.experiments import ablation
+from liger_mini.experiments.variants import learned_features, random_gate
 
 from .test_recover import RECIPE, Rows
 
@@ -39,14 +40,14 @@ def test_a_random_gate_does_not_read_the_key(tiny):
             k.weight.mul_(1.5)
         assert torch.equal(gates(model, ids), before) != reads_key
         if reads_key:
-            ablation.random_gate(model)
+            random_gate(model)
 
 
 def test_learned_features_that_are_the_identity_change_nothing(tiny):
     ids = torch.randint(2, 97, (1, 12))
     model = lm.linearize(tiny(), window=4)
     before, gate = model(ids).logits, gates(model, ids)
-    ablation.learned_features(model)
+    learned_features(model)
     for layer in liger_layers(model):
         torch.nn.init.eye_(layer.q_features.weight)
         torch.nn.init.eye_(layer.k_features.weight)
@@ -82,7 +83,7 @@ def test_one_command_makes_the_table_and_goes_on_where_it_was(monkeypatch, tmp_p
     assert written["paper_perplexity"]["full"] == 2.96
     monkeypatch.setattr(ablation, "run_one", lambda *args: pytest.fail("a finished run was repeated"))
     assert ablation.run(tmp_path, seeds=(0, 1), variants=chosen, **SMALL)["variants"] == first["variants"]
-    with pytest.raises(FileExistsError, match="another table or recipe"):
+    with pytest.raises(FileExistsError, match="holds another run"):
         ablation.run(tmp_path, table="memory", **SMALL)
 
 

@@ -9,7 +9,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 import liger_mini as lm
-from liger_mini.benchmark import state_bytes
+from liger_mini.experiments.benchmark import state_bytes
 
 WINDOW = 4
 PROMPTS = (1, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW)

@@ -6,7 +6,7 @@ import pytest
 
 import liger_mini as lm
 from liger_mini.__main__ import main
-from liger_mini.paths import data_dir
+from liger_mini.support.paths import data_dir
 
 TEACHER = str(data_dir() / "teacher")
 

@@ -24,12 +24,13 @@ from transformers import (
 )
 
 import liger_mini as lm
-from liger_mini.benchmark import state_bytes
-from liger_mini.convert import convert, model_card, open_model, open_tokenizer
-from liger_mini.corpus import Collator, instructions
-from liger_mini.demo import load_teacher
-from liger_mini.evaluate import branches
-from liger_mini.paths import data_dir
+from liger_mini.commands.convert import convert_folder, model_card
+from liger_mini.corpora import Collator, instructions
+from liger_mini.evaluation import branches
+from liger_mini.experiments import load_teacher
+from liger_mini.experiments.benchmark import state_bytes
+from liger_mini.support.hub import open_model, open_tokenizer
+from liger_mini.support.paths import data_dir
 
 from .conftest import FAMILIES
 
@@ -272,7 +273,7 @@ def test_load_says_what_is_missing_without_asking_a_hub(tmp_path):
 def test_convert_from_disk_writes_a_folder_that_loads(tiny, tmp_path):
     tiny().to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
     with pytest.warns(UserWarning, match="no tokenizer"):
-        model = convert(tmp_path / "teacher", tmp_path / "liger", structure="gsa", window=WINDOW)
+        model = convert_folder(tmp_path / "teacher", tmp_path / "liger", structure="gsa", window=WINDOW)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "liger")
     assert loaded.dtype == torch.bfloat16
     ids = tokens(1, 20)
@@ -281,7 +282,7 @@ def test_convert_from_disk_writes_a_folder_that_loads(tiny, tmp_path):
     for fact in ("| structure | gsa |", "16 tokens", "8 tokens", "none yet", f"{model.num_parameters():,}"):
         assert fact in card
     with pytest.raises(FileExistsError, match="not empty"):
-        convert(tmp_path / "teacher", tmp_path / "liger")
+        convert_folder(tmp_path / "teacher", tmp_path / "liger")
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_of_text(tmp_path):
@@ -310,7 +311,8 @@ def test_loading_never_holds_two_copies_of_the_weights(tmp_path):
         """
         import resource, sys, warnings
         warnings.simplefilter("ignore")
-        from liger_mini.convert import linearize, open_model
+        from liger_mini.convert import linearize
+        from liger_mini.support.hub import open_model
         model = open_model(sys.argv[1], dtype="auto")
         if sys.argv[2] == "convert":
             linearize(model).save_pretrained(sys.argv[3])

@@ -11,8 +11,8 @@ from datasets.exceptions import DatasetNotFoundError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from liger_mini import corpus
-from liger_mini.paths import data_dir
+from liger_mini import corpora
+from liger_mini.support.paths import data_dir
 
 FOREIGN = ("metaspace always", "metaspace first", "llama 2", "unigram", "byte level", "both ends", "one token")
 
@@ -20,8 +20,8 @@ FOREIGN = ("metaspace always", "metaspace first", "llama 2", "unigram", "byte le
 @functools.cache
 def foreign(name: str) -> PreTrainedTokenizerFast:
     """A tokenizer as other models have them, trained on the spot."""
-    texts = [corpus.story(0, "train", i).text for i in range(40)] + [
-        text[:3000] for text in corpus.pydocs("train")[:60]
+    texts = [corpora.story(0, "train", i).text for i in range(40)] + [
+        text[:3000] for text in corpora.pydocs("train")[:60]
     ]
     front, back = {"both ends": ("<s>", " </s>"), "one token": ("</s>", "")}.get(name, ("<s>", ""))
     special = {"special_tokens": ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"], "show_progress": False}
@@ -56,15 +56,15 @@ def foreign(name: str) -> PreTrainedTokenizerFast:
 
 
 def test_tinyworld_is_deterministic_and_split():
-    first = list(itertools.islice(corpus.tinyworld(7), 3))
-    assert first == list(itertools.islice(corpus.tinyworld(7), 3))
-    assert first != list(itertools.islice(corpus.tinyworld(8), 3))
-    assert first != list(itertools.islice(corpus.tinyworld(7, "heldout"), 3))
+    first = list(itertools.islice(corpora.tinyworld(7), 3))
+    assert first == list(itertools.islice(corpora.tinyworld(7), 3))
+    assert first != list(itertools.islice(corpora.tinyworld(8), 3))
+    assert first != list(itertools.islice(corpora.tinyworld(7, "heldout"), 3))
 
 
 def test_tinyworld_has_not_drifted():
     """The teacher was trained on these stories: another generator would be another corpus."""
-    text = "".join(corpus.story(0, "train", i).text for i in range(20))
+    text = "".join(corpora.story(0, "train", i).text for i in range(20))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "47eaa1137c799e37"
 
 
@@ -77,7 +77,7 @@ def test_every_answer_was_told_and_is_the_latest():
     )
     asked = updated = unasked = 0
     for index in range(50):
-        story = corpus.story(3, "heldout", index)
+        story = corpora.story(3, "heldout", index)
         told, questions = {}, {question.answer for question in story.questions}
         for match in fact.finditer(story.text):
             person, relation, value = match.groups()
@@ -98,7 +98,7 @@ def test_every_answer_was_told_and_is_the_latest():
 def test_encoded_questions_point_at_answers_and_their_source(teacher):
     _, tokenizer = teacher
     for index in range(20):
-        row = corpus.encode_story(corpus.story(1, "heldout", index), tokenizer, 256)
+        row = corpora.encode_story(corpora.story(1, "heldout", index), tokenizer, 256)
         assert len(row["input_ids"]) <= 256
         for first, end, distance, candidates in row["questions"]:
             answer = tokenizer.decode(row["input_ids"][first:end])
@@ -110,18 +110,18 @@ def test_encoded_questions_point_at_answers_and_their_source(teacher):
 
 def test_an_answer_may_share_its_token_with_the_full_stop():
     """With words as tokens, "Paris." is one: the question still has an answer of one token, and none for free."""
-    story = corpus.story(0, "heldout", 0)
+    story = corpora.story(0, "heldout", 0)
     words = sorted(set(story.text.split()))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    row = corpus.encode_story(story, PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10_000)
+    row = corpora.encode_story(story, PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10_000)
     assert len(row["questions"]) == len(story.questions)
     for question, (first, end, _, _) in zip(story.questions, row["questions"]):
         assert [words[i] for i in row["input_ids"][first:end]] == [story.text[slice(*question.answer)] + "."]
 
 
 def test_pydocs_split_is_disjoint_and_real():
-    train, heldout = corpus.pydocs("train"), corpus.pydocs("heldout")
+    train, heldout = corpora.pydocs("train"), corpora.pydocs("heldout")
     assert not set(train) & set(heldout)
     assert sum(map(len, train)) > 1_000_000
     assert 0.03 < sum(map(len, heldout)) / sum(map(len, train)) < 0.3
@@ -129,11 +129,11 @@ def test_pydocs_split_is_disjoint_and_real():
 
 def test_instructions_score_the_answer_alone(teacher):
     _, tokenizer = teacher
-    dataset = corpus.instructions(data_dir() / "instructions.jsonl", tokenizer, length=512)
+    dataset = corpora.instructions(data_dir() / "instructions.jsonl", tokenizer, length=512)
     records = [json.loads(line) for line in (data_dir() / "instructions.jsonl").read_text().splitlines()]
     assert len(dataset) == len(records)
     for row, record in zip(dataset, records):
-        scored = [i for i, label in zip(row["input_ids"], row["labels"]) if label != corpus.IGNORE]
+        scored = [i for i, label in zip(row["input_ids"], row["labels"]) if label != corpora.IGNORE]
         assert tokenizer.decode(scored[:-1]) == record["output"]
         assert scored[-1] == tokenizer.eos_token_id
         assert record["instruction"] in tokenizer.decode(row["input_ids"])
@@ -142,20 +142,20 @@ def test_instructions_score_the_answer_alone(teacher):
 def test_bad_instruction_files_are_named(tmp_path, teacher):
     _, tokenizer = teacher
     with pytest.raises(FileNotFoundError, match="no instruction file"):
-        corpus.instructions(tmp_path / "none.jsonl", tokenizer)
+        corpora.instructions(tmp_path / "none.jsonl", tokenizer)
     path = tmp_path / "wrong.jsonl"
     path.write_text(json.dumps({"question": "?", "answer": "!"}) + "\n")
     with pytest.raises(ValueError, match=r"lacks the column\(s\) \['instruction', 'output'\]"):
-        corpus.instructions(path, tokenizer)
+        corpora.instructions(path, tokenizer)
     path.write_text(json.dumps({"instruction": "word " * 500, "output": "!"}) + "\n")
     with pytest.raises(ValueError, match="none of its 1 records"):
-        corpus.instructions(path, tokenizer, length=64)
+        corpora.instructions(path, tokenizer, length=64)
     with pytest.raises(ValueError, match="'train' and 'heldout'"):
-        corpus.pydocs("test")
+        corpora.pydocs("test")
 
 
 def test_collator_pads_right_and_hides_it():
-    batch = corpus.Collator(9)([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}])
+    batch = corpora.Collator(9)([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}])
     assert torch.equal(batch["input_ids"], torch.tensor([[1, 2, 3], [4, 9, 9]]))
     assert torch.equal(batch["attention_mask"], torch.tensor([[1, 1, 1], [1, 0, 0]]))
     assert torch.equal(batch["labels"], torch.tensor([[-100, 2, 3], [4, -100, -100]]))
@@ -169,4 +169,4 @@ def test_instructions_the_hub_does_not_give_are_explained(teacher, monkeypatch, 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     kind = ConnectionError if isinstance(answer, ConnectionError) else FileNotFoundError
     with pytest.raises(kind, match=r"did not give it \(.*\); give a .json, .jsonl or .parquet file"):
-        corpus.instructions("someone/alpaca", teacher[1])
+        corpora.instructions("someone/alpaca", teacher[1])

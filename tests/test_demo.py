@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from liger_mini import demo
-from liger_mini.benchmark import compare, decode_against_prefill
 from liger_mini.convert import linearize
-from liger_mini.evaluate import HeldOut, branch_ablation, evaluate
+from liger_mini.evaluation import HeldOut, branch_ablation, evaluate
+from liger_mini.experiments import WINDOW, demo, load_teacher
+from liger_mini.experiments.benchmark import decode_against_prefill, in_turns
 from liger_mini.teaching import figures, widgets
 
 
@@ -65,9 +65,9 @@ def test_the_report_needs_no_network(run_of_the_demo):
 def reports(teacher):
     model, tokenizer = teacher
     held_out = HeldOut(tokenizer, stories=24, documents=4)
-    liger, _ = demo.load_teacher()
-    linearize(liger, window=demo.WINDOW)
-    return evaluate(model, held_out, window=demo.WINDOW), branch_ablation(liger, held_out)
+    liger, _ = load_teacher()
+    linearize(liger, window=WINDOW)
+    return evaluate(model, held_out, window=WINDOW), branch_ablation(liger, held_out)
 
 
 def test_figures_show_the_numbers_and_have_units_and_words(reports):
@@ -109,8 +109,8 @@ def test_generation_widget_shows_what_its_twin_shows_and_survives_mistakes(teach
 def test_benchmark_measures(teacher):
     """The harness runs each variant as often as it says; the accuracy it reports is within the bar."""
     calls = []
-    times = compare({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
+    times = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3)
     assert calls == ["a", "b"] * 4
     assert times["a"]["fastest_s"] <= times["a"]["median_s"] <= times["a"]["slowest_s"]
-    liger, _ = demo.load_teacher()
-    assert decode_against_prefill(linearize(liger, window=demo.WINDOW), T=60) <= 1e-4
+    liger, _ = load_teacher()
+    assert decode_against_prefill(linearize(liger, window=WINDOW), T=60) <= 1e-4

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import liger_mini as lm
-from liger_mini.paths import data_dir
+from liger_mini.support.paths import data_dir
 
 from .test_recover import FRUGAL, RECIPE, UnequalRows
 
@@ -42,7 +42,7 @@ SCRIPT = textwrap.dedent(
     import liger_mini as lm
     from tests.test_distributed import RECIPE, UnequalRows
     from transformers import LlamaForCausalLM
-    from liger_mini.recover import Recipe
+    from liger_mini.recovery import Recipe
 
     folder, output_dir, recipe = sys.argv[1:]
     model = lm.linearize(LlamaForCausalLM.from_pretrained(folder), window=4)

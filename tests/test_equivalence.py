@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from liger_mini import equivalence, structures
+from liger_mini import structures
+from liger_mini.experiments import equivalence
 from liger_mini.structures import GLA
 
 

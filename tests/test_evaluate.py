@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import liger_mini as lm
-from liger_mini.demo import WINDOW, load_teacher
-from liger_mini.evaluate import HeldOut, branches, evaluate, text_loss
+from liger_mini.evaluation import HeldOut, branches, evaluate, text_loss
+from liger_mini.experiments import WINDOW, load_teacher
 
 
 @pytest.fixture(scope="module")

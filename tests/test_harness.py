@@ -3,8 +3,8 @@
 import pytest
 
 import liger_mini as lm
-from liger_mini.demo import load_recovered, load_teacher
-from liger_mini.harness import harness, tinyworld_documents, tinyworld_task
+from liger_mini.evaluation.lm_harness import harness, tinyworld_documents, tinyworld_task
+from liger_mini.experiments import load_recovered, load_teacher
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install -e '.[dev]')")
 

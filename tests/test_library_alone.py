@@ -125,7 +125,7 @@ def test_recovery_needs_nothing_but_the_library(tmp_path):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
         import liger_mini as lm
-        from liger_mini.recover import Recipe
+        from liger_mini.recovery import Recipe
 
         config = LlamaConfig(
             vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from liger_mini import corpus, needle
+from liger_mini import corpora
+from liger_mini.evaluation import haystacks as needle
 from tests.test_corpus import FOREIGN, foreign
 
 
@@ -39,7 +40,7 @@ class PerfectReader:
 
 @pytest.fixture(scope="module")
 def hay():
-    return "\n\n".join(corpus.pydocs("heldout"))
+    return "\n\n".join(corpora.pydocs("heldout"))
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -58,8 +59,8 @@ def test_a_prompt_is_one_text_that_ends_where_its_answer_goes(hay, name):
     for length, depth in ((150, 0.0), (151, 0.3), (1000, 1.0)):
         ids, answer, distance = needle.haystack(tokenizer, hay, length, depth, "b")
         assert len(ids) == length
-        assert ids[: len(corpus.begin(tokenizer))] == corpus.begin(tokenizer)
-        text = tokenizer.decode(ids[len(corpus.begin(tokenizer)) :] + answer)
+        assert ids[: len(corpora.begin(tokenizer))] == corpora.begin(tokenizer)
+        text = tokenizer.decode(ids[len(corpora.begin(tokenizer)) :] + answer)
         again = tokenizer(text + ("" if text.endswith(".") else "."))["input_ids"]
         assert again[: length + len(answer)] == ids + answer
         end = length - distance  # of the fact, its full stop included

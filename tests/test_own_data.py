@@ -6,9 +6,10 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from liger_mini import corpus
-from liger_mini.evaluate import HeldOut, text_loss
-from liger_mini.paths import data_dir
+from liger_mini import corpora
+from liger_mini.corpora.records import PROMPT
+from liger_mini.evaluation import HeldOut, text_loss
+from liger_mini.support.paths import data_dir
 from tests.test_corpus import FOREIGN, foreign
 
 CHATML = (
@@ -34,11 +35,11 @@ def scored(row, tokenizer):
     """The text of each run of scored labels."""
     runs, before = [], False
     for token, label in zip(row["input_ids"], row["labels"]):
-        assert label in (token, corpus.IGNORE)
-        if label != corpus.IGNORE:
+        assert label in (token, corpora.IGNORE)
+        if label != corpora.IGNORE:
             runs = runs if before else [*runs, []]
             runs[-1].append(token)
-        before = label != corpus.IGNORE
+        before = label != corpora.IGNORE
     return [tokenizer.decode(run).strip() for run in runs]
 
 
@@ -54,9 +55,9 @@ def test_the_embedded_teachers_rows_are_what_they_always_were(teacher):
         return hashlib.sha256(json.dumps(x).encode()).hexdigest()[:16]
 
     tokenizer = teacher[1]
-    stories = [corpus.encode_story(corpus.story(0, "heldout", i), tokenizer, 256) for i in range(8)]
-    rows = corpus.instructions(data_dir() / "instructions.jsonl", tokenizer, length=256)
-    assert corpus.begin(tokenizer) == []
+    stories = [corpora.encode_story(corpora.story(0, "heldout", i), tokenizer, 256) for i in range(8)]
+    rows = corpora.instructions(data_dir() / "instructions.jsonl", tokenizer, length=256)
+    assert corpora.begin(tokenizer) == []
     assert digest(stories) == "33e074d4f8687300"
     assert digest([[row["input_ids"], row["labels"]] for row in rows]) == "027a87a719a9adf9"
 
@@ -64,14 +65,14 @@ def test_the_embedded_teachers_rows_are_what_they_always_were(teacher):
 @pytest.mark.parametrize("name", FOREIGN)
 def test_every_row_begins_as_the_tokenizer_begins_a_text(name):
     tokenizer = foreign(name)
-    front = corpus.begin(tokenizer)
+    front = corpora.begin(tokenizer)
     assert front == [tokenizer.bos_token_id]
-    world, held_out = corpus.World(tokenizer, 6, length=96), HeldOut(tokenizer, stories=2, documents=2, length=96)
+    world, held_out = corpora.World(tokenizer, 6, length=96), HeldOut(tokenizer, stories=2, documents=2, length=96)
     for row in [*(world[i] for i in range(6)), *held_out.story_rows, *held_out.document_rows]:
         assert row["input_ids"][:1] == front
-        assert row["labels"][0] == corpus.IGNORE
+        assert row["labels"][0] == corpora.IGNORE
         assert len(row["input_ids"]) <= 96
-        assert [a for a, b in zip(row["input_ids"][1:], row["labels"][1:]) if b == corpus.IGNORE] == [
+        assert [a for a, b in zip(row["input_ids"][1:], row["labels"][1:]) if b == corpora.IGNORE] == [
             a
             for before, a in zip(row["input_ids"], row["input_ids"][1:])
             if before == tokenizer.eos_token_id and [a] == front
@@ -81,8 +82,8 @@ def test_every_row_begins_as_the_tokenizer_begins_a_text(name):
 @pytest.mark.parametrize("name", FOREIGN)
 def test_answers_in_stories_are_found(name):
     tokenizer = foreign(name)
-    story = corpus.story(0, "heldout", 1)
-    row = corpus.encode_story(story, tokenizer, 10_000)
+    story = corpora.story(0, "heldout", 1)
+    row = corpora.encode_story(story, tokenizer, 10_000)
     assert len(row["questions"]) == len(story.questions) > 3
     for (first, end, distance, _), question in zip(row["questions"], story.questions):
         answer = story.text[slice(*question.answer)]
@@ -96,8 +97,8 @@ def test_instructions_are_one_text(name, tmp_path):
     """The ids are those of the whole text; the answer and an end are scored, and nothing of the question."""
     tokenizer = foreign(name)
     record = {"instruction": "Say where Anna lives.", "output": "Paris, since May."}
-    (row,) = corpus.instructions(write(tmp_path / "a.jsonl", record), tokenizer, length=500)
-    whole = tokenizer(corpus.PROMPT.format(instruction=record["instruction"]) + record["output"])["input_ids"]
+    (row,) = corpora.instructions(write(tmp_path / "a.jsonl", record), tokenizer, length=500)
+    whole = tokenizer(PROMPT.format(instruction=record["instruction"]) + record["output"])["input_ids"]
     eos = tokenizer.eos_token_id
     assert row["input_ids"] == (whole if whole[-1] == eos else [*whole, eos])
     (said,) = scored(row, tokenizer)
@@ -130,7 +131,7 @@ class Even:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_text_loss_scores_every_token_behind_a_beginning(name):
     tokenizer = foreign(name)
-    text = corpus.story(0, "heldout", 3).text
+    text = corpora.story(0, "heldout", 3).text
     ids, model = tokenizer(text, add_special_tokens=False)["input_ids"], Even(len(tokenizer))
     _, count = text_loss(model, text, tokenizer, length=33)
     assert count == len(ids)
@@ -144,7 +145,7 @@ def test_text_loss_scores_every_token_behind_a_beginning(name):
 def test_the_assistants_turns_of_a_chat_are_scored(name, template, tmp_path):
     tokenizer = foreign(name)
     tokenizer.chat_template = TEMPLATES[template]
-    (row,) = corpus.rows(write(tmp_path / "chat.jsonl", CHAT), tokenizer, length=500)
+    (row,) = corpora.rows(write(tmp_path / "chat.jsonl", CHAT), tokenizer, length=500)
     said = scored(row, tokenizer)
     assert [text.replace(" ", "") for text in said] == ["AnnalivesinParis.<|im_end|>", "OttolivesinRome.<|im_end|>"]
     assert row["input_ids"] == tokenizer.apply_chat_template(CHAT["messages"], return_dict=True)["input_ids"]
@@ -163,37 +164,37 @@ def test_a_chat_that_cannot_be_read_is_named(record, words, tmp_path):
     tokenizer = foreign("byte level")
     tokenizer.chat_template = TEMPLATES["without"]
     with pytest.raises(ValueError, match=words):
-        corpus.instructions(write(tmp_path / "chat.jsonl", CHAT, record), tokenizer)
+        corpora.instructions(write(tmp_path / "chat.jsonl", CHAT, record), tokenizer)
 
 
 def test_a_chat_needs_a_template(teacher, tmp_path):
     with pytest.raises(ValueError, match=r"chat.jsonl, line 1 is a chat, and the tokenizer has no chat template"):
-        corpus.rows(write(tmp_path / "chat.jsonl", CHAT), teacher[1])
+        corpora.rows(write(tmp_path / "chat.jsonl", CHAT), teacher[1])
 
 
 @pytest.mark.parametrize("name", ["embedded", "llama 2", "byte level", "one token"])
 def test_texts_are_cut_into_rows(name, tmp_path):
     """A folder's files in order, documents with beginning and end, nothing lost; a file alone as well."""
     tokenizer = AutoTokenizer.from_pretrained(data_dir() / "teacher") if name == "embedded" else foreign(name)
-    contents = [corpus.story(1, "heldout", i).text for i in range(3)]
+    contents = [corpora.story(1, "heldout", i).text for i in range(3)]
     (tmp_path / "deep").mkdir()
     for path, text in zip(("a.txt", "b.md", "deep/c.rst"), contents):
         (tmp_path / path).write_text(text, "utf-8")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    rows = corpus.rows(tmp_path, tokenizer, length=40)
-    front, eos = corpus.begin(tokenizer), tokenizer.eos_token_id
+    rows = corpora.rows(tmp_path, tokenizer, length=40)
+    front, eos = corpora.begin(tokenizer), tokenizer.eos_token_id
     assert all(len(row["input_ids"]) == 40 for row in list(rows)[:-1])
     assert all(row["input_ids"][: len(front)] == front for row in rows)
-    predicted = [label for row in rows for label in row["labels"][len(front) :] if label != corpus.IGNORE]
+    predicted = [label for row in rows for label in row["labels"][len(front) :] if label != corpora.IGNORE]
     expected = [i for text in contents for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]]
     assert predicted == expected
-    assert len(corpus.rows(tmp_path / "a.txt", tokenizer, length=40)) < len(rows)
+    assert len(corpora.rows(tmp_path / "a.txt", tokenizer, length=40)) < len(rows)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_unicode_with_its_mark_is_read(encoding, tmp_path):
     (tmp_path / "a.txt").write_bytes("Straße\r\nin Köln".encode(encoding))
-    assert corpus.read_text(tmp_path / "a.txt") == "Straße\nin Köln"
+    assert corpora.read_text(tmp_path / "a.txt") == "Straße\nin Köln"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".txt"])
@@ -204,10 +205,10 @@ def test_another_encoding_is_named_with_file_line_and_way_out(suffix, tmp_path, 
     with pytest.raises(
         ValueError, match=rf"data{suffix}, line 2: not UTF-8 \(byte 0xdf at column 4\d\).*iconv -f latin1"
     ):
-        corpus.rows(path, teacher[1], length=64)
+        corpora.rows(path, teacher[1], length=64)
     path.write_bytes("first\nsecond".encode("utf-16-le"))
     with pytest.raises(ValueError, match=r"line 1: a NUL character.*utf-16le"):
-        corpus.rows(path, teacher[1], length=64)
+        corpora.rows(path, teacher[1], length=64)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_another_encoding_is_named_with_file_line_and_way_out(suffix, tmp_path, 
 def test_records_that_cannot_be_read_are_named(file, content, words, tmp_path, teacher):
     (tmp_path / file).write_text(content, "utf-8")
     with pytest.raises(ValueError, match=words):
-        corpus.rows(tmp_path / file, teacher[1], length=64)
+        corpora.rows(tmp_path / file, teacher[1], length=64)
 
 
 def test_a_tokenizer_without_offsets_is_refused(teacher):
@@ -232,4 +233,4 @@ def test_a_tokenizer_without_offsets_is_refused(teacher):
         is_fast = False
 
     with pytest.raises(ValueError, match="Slow does not tell which characters a token stands for"):
-        corpus.encode("text", Slow())
+        corpora.encode("text", Slow())

@@ -16,11 +16,9 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenc
 
 import liger_mini as lm
 from liger_mini.attention import liger_layers
-from liger_mini.objectives import as_teacher
-from liger_mini.recover import Recipe
-from liger_mini.run_folder import MetricsLog, last_complete_checkpoint
-
-RECOVER = sys.modules["liger_mini.recover"]  # liger_mini.recover itself is the function
+from liger_mini.recovery import Recipe, stages
+from liger_mini.recovery.objectives import as_teacher
+from liger_mini.recovery.run_folder import MetricsLog, last_complete_checkpoint
 
 
 class Rows(torch.utils.data.Dataset):
@@ -65,11 +63,11 @@ def test_the_adapter_alone_gives_the_merged_model(tiny, tmp_path):
 
 SCRIPT = textwrap.dedent(
     """
-    import importlib, os, signal, sys, torch
+    import os, signal, sys, torch
     import liger_mini as lm
     from tests.test_recover import RECIPE, Rows
     from transformers import LlamaForCausalLM
-    recover = importlib.import_module('liger_mini.recover')
+    from liger_mini.recovery import stages as recover
 
     class Kill(recover.MetricsLog):
         def on_log(self, args, state, control, **kwargs):
@@ -364,7 +362,7 @@ def stopped_at(step, monkeypatch, *args, **kwargs):
                 raise RuntimeError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RECOVER, "MetricsLog", Stopping)
+        patch.setattr(stages, "MetricsLog", Stopping)
         with pytest.raises(RuntimeError, match="stopped"):
             losses(*args, save_every=2, **kwargs)
 

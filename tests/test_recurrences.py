@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liger_mini as lm
-from liger_mini.equivalence import relative_rms
+from liger_mini.experiments.equivalence import relative_rms
 from liger_mini.recurrences import diagonal, scalar, slots
 
 # a product of at most T gates and sums of at most T terms: a few hundred float32 roundings of 6e-8, mostly averaged out

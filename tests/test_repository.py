@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from liger_mini.paths import write_atomically
+from liger_mini.support.paths import write_atomically
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
@@ -93,14 +93,14 @@ def test_a_plain_install_works_from_another_folder(tmp_path):
     code = """
 import pathlib, sys
 site = pathlib.Path(sys.argv[1])
-import liger_mini, liger_mini.demo
-from liger_mini.paths import data_dir
+import liger_mini, liger_mini.experiments
+from liger_mini.support.paths import data_dir
 assert site in pathlib.Path(liger_mini.__file__).parents, liger_mini.__file__
 assert site in data_dir().parents, data_dir()
 import importlib.util
 kernel = importlib.util.find_spec("liger_mini.kernels.diagonal")
 assert site in pathlib.Path(kernel.origin).parents, kernel.origin
-model, tokenizer = liger_mini.demo.load_teacher()
+model, tokenizer = liger_mini.experiments.load_teacher()
 liger_mini.linearize(model, window=16)
 ids = tokenizer("Ada lives in", return_tensors="pt").input_ids
 assert model.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
@@ -138,6 +138,6 @@ def test_writing_follows_links_and_refuses_folders(tmp_path):
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a system without /dev")
 def test_writing_to_standard_output_writes_there(tmp_path):
     command = (
-        "from pathlib import Path; from liger_mini.paths import write_atomically as w; w(Path('/dev/stdout'), 'here')"
+        "from pathlib import Path; from liger_mini.support.paths import write_atomically as w; w(Path('/dev/stdout'), 'here')"
     )
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "here"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from liger_mini import demo, needle
-from liger_mini.evaluate import HeldOut, branches, evaluate
-from liger_mini.recover import RECIPES
+from liger_mini.evaluation import HeldOut, branches, evaluate
+from liger_mini.experiments import load_recovered, needles
+from liger_mini.recovery import RECIPES
 from liger_mini.teaching import figures, recorded, widgets
 from liger_mini.teaching.figures import collapse
 
@@ -61,7 +61,7 @@ def test_the_recovered_teachers_are_what_the_record_says():
     """Adapters, settings and recorded recall belong together; without the recurrence the far answers are gone."""
     recalls = {}
     for name in ("paper", "recall"):
-        model, tokenizer = demo.load_recovered(name)
+        model, tokenizer = load_recovered(name)
         held_out = HeldOut(tokenizer, stories=96, documents=1)
         recalls[name] = evaluate(model, held_out).recall_outside
         with branches(model, (0.0, 1.0)):
@@ -71,12 +71,12 @@ def test_the_recovered_teachers_are_what_the_record_says():
     assert best["recipe"]["transfer_steps"] == RECIPES["recall"].transfer_steps
     assert recalls["paper"] < 0.1
     with pytest.raises(ValueError, match="no recovered teacher 'best': there are 'paper', 'recall'"):
-        demo.load_recovered("best")
+        load_recovered("best")
 
 
 @pytest.mark.slow
 def test_needles_of_all_three_models_are_written(tmp_path):
-    result = needle.run(tmp_path / "needle.json", lengths=(100,), depths=(0.9,), samples=2)
+    result = needles.run(tmp_path / "needle.json", lengths=(100,), depths=(0.9,), samples=2)
     assert list(result["models"]) == ["teacher", "paper", "recall"]
     assert all(rows[0]["length"] == 100 for rows in result["models"].values())
     assert (tmp_path / "needle.json").is_file()

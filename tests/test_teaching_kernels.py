@@ -9,20 +9,8 @@ import torch.nn.functional as F
 import liger_mini as lm
 from liger_mini.recurrences import diagonal, loops
 from liger_mini.teaching import figures, widgets
-from liger_mini.teaching.figures.kernels import (
-    FORMATS,
-    FORMS,
-    GPUS,
-    Work,
-    beside,
-    estimated_crossover,
-    estimated_seconds,
-    estimated_times,
-    kernel_cost,
-    kernel_source,
-    program_map,
-    roofline,
-)
+from liger_mini.teaching.counting import FORMATS, FORMS, GPUS, Work, estimated_crossover, estimated_seconds, kernel_cost
+from liger_mini.teaching.figures.kernels import beside, estimated_times, kernel_source, program_map, roofline
 
 
 def test_kernel_source_shows_functions_methods_and_pieces():

@@ -10,19 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import liger_mini as lm
-from liger_mini import benchmark
+from liger_mini.experiments import benchmark
 from liger_mini.teaching import figures, widgets
-from liger_mini.teaching.figures.speed import (
-    LENGTHS,
-    Traffic,
-    cost_model,
-    crossover,
-    decode_bytes,
-    kernel_times,
-    prefill_flops,
-    speed_ratios,
-    time_against_length,
-)
+from liger_mini.teaching.counting import Traffic, crossover, decode_bytes, prefill_flops
+from liger_mini.teaching.figures.speed import LENGTHS, cost_model, kernel_times, speed_ratios, time_against_length
 
 
 def test_crossover_lies_on_the_line_between_two_lengths():

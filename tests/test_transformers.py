@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import liger_mini as lm
-from liger_mini.demo import load_teacher
+from liger_mini.experiments import load_teacher
 
 STRUCTURES = ["gla", "gsa"]  # one state, and two
 

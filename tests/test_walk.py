@@ -8,10 +8,11 @@ import textwrap
 import pytest
 import torch
 
-from liger_mini import walk
-from liger_mini.corpus import World
-from liger_mini.evaluate import HeldOut
-from liger_mini.recover import Recipe
+from liger_mini.corpora import World
+from liger_mini.evaluation import HeldOut
+from liger_mini.experiments.pretraining import Mixture, one_billion, pretrain
+from liger_mini.experiments.walk import walk
+from liger_mini.recovery import Recipe
 
 SMALL = {
     "hidden_size": 32,
@@ -27,19 +28,19 @@ SMALL = {
 def test_the_whole_walk_on_a_small_model(teacher, tmp_path):
     _, tokenizer = teacher
     torch.manual_seed(0)
-    model = walk.one_billion(tokenizer, **SMALL)
-    about = walk.pretrain(model, tokenizer, tmp_path / "teacher", minutes=0.05, length=64, batch_size=4)
+    model = one_billion(tokenizer, **SMALL)
+    about = pretrain(model, tokenizer, tmp_path / "teacher", minutes=0.05, length=64, batch_size=4)
     assert about["tokens"] >= 64 * 4
     assert about["parameters"] == model.num_parameters()
     torch.manual_seed(1)
-    again = walk.one_billion(tokenizer, **SMALL)
+    again = one_billion(tokenizer, **SMALL)
     how = {"minutes": 0.05, "length": 64, "batch_size": 4}
-    assert walk.pretrain(again, tokenizer, tmp_path / "teacher", **how) == json.loads(json.dumps(about))
+    assert pretrain(again, tokenizer, tmp_path / "teacher", **how) == json.loads(json.dumps(about))
     torch.testing.assert_close(again.state_dict(), model.state_dict())  # loaded, not trained
-    with pytest.raises(FileExistsError, match="holds another pretraining"):
-        walk.pretrain(again, tokenizer, tmp_path / "teacher", **{**how, "minutes": 60})
+    with pytest.raises(FileExistsError, match="holds another run"):
+        pretrain(again, tokenizer, tmp_path / "teacher", **{**how, "minutes": 60})
     recipe = Recipe(steps=4, batch_size=2)
-    result = walk.walk(
+    result = walk(
         model,
         tokenizer,
         World(tokenizer, 8, length=64),
@@ -61,16 +62,16 @@ def test_the_whole_walk_on_a_small_model(teacher, tmp_path):
 
 
 def test_rows_that_hold_no_question_outside_are_pointed_out(teacher, tmp_path):
-    model, tokenizer = walk.one_billion(teacher[1], **SMALL), teacher[1]
+    model, tokenizer = one_billion(teacher[1], **SMALL), teacher[1]
     held_out = HeldOut(tokenizer, stories=2, documents=1, length=64)
     how = {"recipe": Recipe(steps=1, batch_size=1), "held_out": held_out, "contexts": (8,), "window": 40}
     with pytest.warns(UserWarning, match="windows of 40 in 2 layers reach 78 tokens, and rows have 64"):
-        walk.walk(model, tokenizer, World(tokenizer, 1, length=64), tmp_path, **how)
+        walk(model, tokenizer, World(tokenizer, 1, length=64), tmp_path, **how)
 
 
 def test_pretraining_rows_repeat_themselves(teacher):
     _, tokenizer = teacher
-    rows = walk.Mixture(tokenizer, 20, 64, sources=20_000)
+    rows = Mixture(tokenizer, 20, length=64, sources=20_000)
     assert [rows[i] for i in range(20)] == [rows[i] for i in range(20)]
     assert all(len(rows[i]["input_ids"]) == len(rows[i]["labels"]) <= 64 for i in range(20))
 
@@ -82,8 +83,8 @@ def test_a_1b_model_is_converted_saved_loaded_and_generates(teacher, tmp_path):
         """
         import resource, sys, torch
         import liger_mini as lm
-        from liger_mini.demo import load_teacher
-        from liger_mini.walk import one_billion
+        from liger_mini.experiments import load_teacher
+        from liger_mini.experiments.pretraining import one_billion
         torch.set_default_dtype(torch.bfloat16)
         tokenizer = load_teacher()[1]
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

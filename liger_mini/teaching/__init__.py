@@ -1,9 +1,21 @@
 """What the notebooks and reports show: equivalence checks, tables, recorded results, figures, widgets."""
 
+from liger_mini.support.tables import Table
 from liger_mini.teaching.check import check
+from liger_mini.teaching.prologue import prologue
 from liger_mini.teaching.record import available, compare, recorded, where
 from liger_mini.teaching.source import source
-from liger_mini.teaching.tables import Table
 from liger_mini.teaching.tier import by_tier, tier
 
-__all__ = ["Table", "available", "by_tier", "check", "compare", "recorded", "source", "tier", "where"]
+__all__ = [
+    "Table",
+    "available",
+    "by_tier",
+    "check",
+    "compare",
+    "prologue",
+    "recorded",
+    "source",
+    "tier",
+    "where",
+]

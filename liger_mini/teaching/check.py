@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from liger_mini.equivalence import relative_rms
-from liger_mini.teaching.tables import Table
+from liger_mini.experiments.equivalence import relative_rms
+from liger_mini.support.tables import Table
 
 
 def check(pairs: Mapping[str, tuple[Tensor, Tensor]], *, tolerance: float = 1e-5, caption: str = "") -> Table:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from liger_mini.paths import data_dir, write_atomically
-from liger_mini.provenance import provenance
-from liger_mini.teaching.tables import Table
+from liger_mini.support.paths import data_dir, write_atomically
+from liger_mini.support.provenance import provenance
+from liger_mini.support.tables import Table
 from liger_mini.teaching.tier import tier
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import html
 import importlib.util
 import inspect
@@ -12,23 +11,23 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import plotly.graph_objects as go
 from IPython.display import Code
 from jaxtyping import Int
 from torch import Tensor
 
-from liger_mini.teaching.figures.speed import crossover
+from liger_mini.teaching.counting import (
+    FORMATS,
+    FORMS,
+    KERNEL_CHUNK,
+    WIDTH,
+    crossover,
+    estimated_seconds,
+    kernel_cost,
+    peaks_of,
+)
 from liger_mini.teaching.figures.theme import COLOURS, POSITIVE, described, line, marker, new_figure
-
-GPUS = {  # NVIDIA's data sheets, dense: FLOP/s of products in each format, bytes/s of memory, SMs
-    "A100": {"bfloat16": 312e12, "tf32": 156e12, "float32": 19.5e12, "memory": 2.0e12, "SMs": 108},
-    "H100": {"bfloat16": 989e12, "tf32": 495e12, "float32": 67e12, "memory": 3.35e12, "SMs": 132},
-}
-FORMATS = ("bfloat16", "tf32", "float32")
-FORMS = {"softmax": "bfloat16", "gate a head": "tf32", "gate a channel": "tf32"}  # and how each multiplies
-WIDTH, CHUNK = 128, 64  # K = V of the estimates, and the kernels' C
 
 
 def kernel_source(name: str, start: str | None = None, end: str | None = None) -> Code:
@@ -148,101 +147,7 @@ def program_map(owner: Int[Tensor, "T columns"], starts: Sequence[int] = ()) -> 
     )
 
 
-class Work:
-    """Counts what kernels do in Triton's interpreter while it is entered.
-
-    Attributes:
-        flops: of products (`tl.dot`). bytes: of floating point numbers that are loaded and stored, masked ones left out.
-    """
-
-    def __enter__(self) -> Work:
-        from triton.runtime.interpreter import InterpreterBuilder as builder
-
-        self.flops = self.bytes = 0
-        dot, load, store = builder.create_dot, builder.create_masked_load, builder.create_masked_store
-
-        def count_dot(that, a, b, *rest):
-            self.flops += 2 * math.prod(a.data.shape) * b.data.shape[-1]
-            return dot(that, a, b, *rest)
-
-        def count_load(that, ptrs, mask, *rest):
-            self._move(ptrs, mask)
-            return load(that, ptrs, mask, *rest)
-
-        def count_store(that, ptrs, value, mask, *rest):
-            self._move(ptrs, mask)
-            return store(that, ptrs, value, mask, *rest)
-
-        counters = {"create_dot": count_dot, "create_masked_load": count_load, "create_masked_store": count_store}
-        self._patches = contextlib.ExitStack()
-        for name, counter in counters.items():
-            self._patches.enter_context(mock.patch.object(builder, name, counter))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._patches.close()
-
-    def _move(self, ptrs, mask) -> None:
-        kind = ptrs.get_element_ty()
-        if kind.is_floating():  # the tables of chunks are integers, a few bytes a chunk
-            self.bytes += int(mask.data.sum()) * kind.primitive_bitwidth // 8
-
-
-def kernel_cost(form: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK, number: int = 2) -> tuple[float, float]:
-    """(FLOPs of products, bytes between memory and chip) a token and head, forward, K = V = width.
-
-    softmax         T (K + V), half of all pairs;              q, k, v, o once each
-    gate a head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state a chunk, written
-    gate a channel  4 K V + 2 C V + 2 C K L + 6 C K (L + 2)    and read, and the first and last one; L = log₂ C
-
-    Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
-
-    Args:
-        form: "softmax", "gate a head" or "gate a channel". T: tokens. chunk: C. number: bytes of one in q, k, v and o;
-            gates and states have 4.
-    Raises:
-        ValueError: another form, or a size that is not allowed.
-    """
-    _sizes(form, T=T, width=width, chunk=chunk)
-    if form == "softmax":
-        return 2.0 * T * width, 4.0 * number * width
-    products = 4 * width**2 + 2 * chunk * width * (1 + (_levels(chunk) if form == "gate a channel" else 1))
-    gates = 8 * (width if form == "gate a channel" else 1)
-    states = 4 * width**2 * (2 / chunk + 2 / T)
-    return float(products + _sums(form, width, chunk)), 6 * number * width + gates + states
-
-
-def estimated_seconds(form: str, gpu: str, T: int, *, width: int = WIDTH, chunk: int = CHUNK) -> tuple[float, float]:
-    """A token and head at the peaks: (arithmetic, memory); a kernel takes at least the larger of the two.
-
-    Softmax multiplies in bfloat16, a recurrence in tf32, and sums of log-gates are bfloat16 again.
-    """
-    peaks = _gpu(gpu)
-    flops, moved = kernel_cost(form, T, width=width, chunk=chunk)
-    sums = _sums(form, width, chunk)
-    return (flops - sums) / peaks[FORMS[form]] + sums / peaks["bfloat16"], moved / peaks["memory"]
-
-
-def _levels(chunk: int) -> int:
-    return chunk.bit_length() - 1
-
-
-def _sums(form: str, width: int, chunk: int) -> int:
-    """FLOPs of `sum_over`: three products with a mask for every level, and for the chunk's start and end."""
-    return 6 * chunk * width * (_levels(chunk) + 2) if form == "gate a channel" else 0
-
-
-def _sizes(form: str, **sizes: int) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r}: allowed are {', '.join(map(repr, FORMS))}")
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ 1")
-    if sizes["chunk"] & (sizes["chunk"] - 1):
-        raise ValueError(f"chunk = {sizes['chunk']}: allowed are powers of two, since a chunk is halved")
-
-
-def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
+def roofline(gpu: str = "A100", chunk: int = KERNEL_CHUNK, T: int = 4096) -> go.Figure:
     """What a GPU can reach against arithmetic intensity, and where the forms of attention stand. An estimate.
 
     Args:
@@ -250,7 +155,7 @@ def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
     Raises:
         ValueError: another GPU, sizes that `kernel_cost` refuses.
     """
-    peaks = _gpu(gpu)
+    peaks = peaks_of(gpu)
     figure = new_figure(f"{gpu}, C = {chunk}, T = {T:,}", "intensity (FLOP/byte)", "attainable (TFLOP/s)", height=500)
     intensities = sorted([0.5, 32768, *(peaks[name] / peaks["memory"] for name in FORMATS)])
     for i, name in enumerate(FORMATS):
@@ -277,7 +182,7 @@ def roofline(gpu: str = "A100", chunk: int = CHUNK, T: int = 4096) -> go.Figure:
     )
 
 
-def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = CHUNK) -> go.Figure:
+def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = KERNEL_CHUNK) -> go.Figure:
     """The roofline's estimates of time a token and head against length, and where recurrences cross softmax.
 
     Raises:
@@ -300,16 +205,3 @@ def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = CHUNK) -> 
     )
     figure.update_yaxes(type="log", dtick=1)
     return described(figure, f"Estimated nanoseconds a token and head on an {gpu}, not measured: {'; '.join(told)}.")
-
-
-def estimated_crossover(form: str, gpu: str, *, chunk: int = CHUNK) -> float | None:
-    """The length at which the estimate for softmax rises over that of a recurrence."""
-    lengths = [2**n for n in range(6, 18)]
-    seconds = {name: [max(estimated_seconds(name, gpu, T, chunk=chunk)) for T in lengths] for name in ("softmax", form)}
-    return crossover(lengths, [s / x for s, x in zip(seconds["softmax"], seconds[form])])
-
-
-def _gpu(name: str) -> dict[str, float]:
-    if name not in GPUS:
-        raise ValueError(f"gpu = {name!r}: allowed are {', '.join(map(repr, GPUS))}")
-    return GPUS[name]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from liger_mini.evaluate import Report
+from liger_mini.evaluation.measure import Report
 from liger_mini.teaching.figures.theme import add_bars, described, line, marker, new_figure
 
 

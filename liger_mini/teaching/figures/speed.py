@@ -7,56 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from liger_mini.recurrences.loops import CHUNK
+from liger_mini.teaching.counting import COSTS, crossover
 from liger_mini.teaching.figures.theme import described, line, marker, new_figure
 
-
-def crossover(lengths: Sequence[float], ratios: Sequence[float]) -> float | None:
-    """The length at which a ratio first rises to 1, on a straight line in log-log between two lengths; None if nowhere.
-
-    Args:
-        lengths: rising, > 0. ratios: one for each, > 0, for example softmax's time over Liger's.
-    Raises:
-        ValueError: numbers that do not fit each other, or that have no logarithm.
-    """
-    if len(lengths) != len(ratios) or not lengths:
-        raise ValueError(f"{len(lengths)} lengths and {len(ratios)} ratios; there must be as many, and at least one")
-    if list(lengths) != sorted(set(lengths)) or min(*lengths, *ratios) <= 0:
-        raise ValueError(f"lengths {list(lengths)} must rise, and they and the ratios {list(ratios)} must be > 0")
-    for i in range(1, len(lengths)):
-        if ratios[i - 1] < 1 <= ratios[i]:
-            share = -math.log(ratios[i - 1]) / math.log(ratios[i] / ratios[i - 1])
-            return lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** share
-    return None
-
-
-def prefill_flops(T: int, width: int, window: int, chunk: int = CHUNK) -> tuple[float, float]:
-    """FLOPs a token and head of a causal prefill over T tokens, K = V = width: (softmax, recurrence + window).
-
-    softmax          T/2 keys on average, scores and values:   T (K + V)
-    recurrence       read and write the state, and the chunk:  4 K V + (C - 1) (K + V)
-    blocked window   every query sees a block of 2 W keys:     4 W (K + V)
-    """
-    _positive(T=T, width=width, window=window, chunk=chunk)
-    both = 2 * width
-    return T * both, 4 * width**2 + (chunk - 1) * both + 4 * min(window, T) * both
-
-
-def decode_bytes(T: int, width: int, window: int) -> tuple[float, float]:
-    """Bytes one token moves in one key/value head at context T, float32, K = V = width: (softmax, Liger).
-
-    softmax    reads T keys and T values:                       4 · 2 T K
-    Liger      reads and writes the state, reads the window:    4 · (2 K V + 2 W K)
-    """
-    _positive(T=T, width=width, window=window)
-    return 4 * 2 * T * width, 4 * (2 * width**2 + 2 * min(window, T) * width)
-
-
-COSTS = {"prefill FLOPs": prefill_flops, "decode bytes": decode_bytes}
 LENGTHS = tuple(2**n for n in range(5, 17))
 
 
@@ -89,27 +43,6 @@ def cost_model(cost: str = "prefill FLOPs", width: int = 64, window: int = 64) -
         f"{cost} a token and head for K = V = {width} and a window of {window}, by formula. Softmax grows with length, "
         f"Liger does not: {values[-1][1]:,.0f} {unit}. {name[0].upper() + name[1:]}{' tokens' if at else ''}.",
     )
-
-
-class Traffic(TorchDispatchMode):
-    """Counts what PyTorch's operations move while it is entered: bytes read and written, and the largest tensor made.
-
-    Attributes:
-        bytes: of the inputs and outputs of every operation that is more than a view. largest: of the largest output.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        given, made = ([x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)] for tree in ((args, kwargs), out))
-        fresh = {x.untyped_storage().data_ptr() for x in made} - {x.untyped_storage().data_ptr() for x in given}
-        if fresh or func._schema.is_mutable:  # a view shares its storage with an input
-            self.bytes += sum(x.numel() * x.element_size() for x in (*given, *made))
-            self.largest = max(self.largest, *(x.numel() * x.element_size() for x in made), 0)
-        return out
 
 
 def time_against_length(
@@ -206,9 +139,3 @@ def _log_log(figure: go.Figure, lengths: Sequence[int]) -> None:
     text = [f"{T // 1024}K" if T >= 1024 and T % 1024 == 0 else f"{T:,}" for T in ticks]
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=text)
     figure.update_yaxes(type="log", automargin=True)
-
-
-def _positive(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ 1")

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liger_mini.paths import write_atomically
-from liger_mini.provenance import provenance
 from liger_mini.structures import Structure, structures
+from liger_mini.support.paths import write_atomically
+from liger_mini.support.provenance import provenance
 from liger_mini.window import sliding_window_attention
 
 # float32: sums of a few hundred roundings of 6e-8, mostly averaged out. Triton: tf32-free products, but exp and log of

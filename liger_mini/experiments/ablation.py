@@ -18,63 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from liger_mini.attention import LigerAttention, liger_layers
-from liger_mini.convert import linearize
-from liger_mini.corpus import World
-from liger_mini.demo import WINDOW, load_teacher
-from liger_mini.evaluate import HeldOut, branch_ablation, evaluate
-from liger_mini.paths import write_atomically
-from liger_mini.provenance import provenance
-from liger_mini.recover import RECIPES, Recipe, recover
-from liger_mini.structures import GLA
-
-
-class RandomGate(LigerAttention):
-    """Table 6, "random gate projection": the gate reads a projection of its own, drawn at random and trained in full."""
-
-    def projections(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self.alpha_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, H_kv, K]
-        self.structure = _GivenGate(self.structure.temper, logits)
-        return super().projections(hidden_states)
-
-
-@dataclass(frozen=True)
-class _GivenGate(GLA):
-    logits: Tensor | None = None
-
-    def log_gate(self, k: Tensor) -> Tensor:
-        return super().log_gate(self.logits)
-
-
-class LearnedFeatures(LigerAttention):
-    """Table 6, "learned feature map": φ(x) = softmax(W x), one W for queries and one for keys, trained in full."""
-
-    def recurrence(self, q, k, v, *rest) -> Tensor:
-        self.structure = _GivenFeatures(self.structure.temper, k)
-        return super().recurrence(self.q_features(q), self.k_features(k), v, *rest)
-
-
-@dataclass(frozen=True)
-class _GivenFeatures(GLA):
-    key: Tensor | None = None  # the gate goes on reading the key, not its features; [B, H_kv, T, K]
-
-    def log_gate(self, k: Tensor) -> Tensor:
-        return super().log_gate(self.key.transpose(1, 2))
-
-
-def random_gate(model: PreTrainedModel) -> None:
-    for layer in liger_layers(model):
-        layer.__class__ = RandomGate
-        layer.alpha_proj = nn.Linear(layer.k_proj.in_features, layer.k_proj.out_features, bias=False)
-
-
-def learned_features(model: PreTrainedModel) -> None:
-    for layer in liger_layers(model):
-        layer.__class__ = LearnedFeatures
-        layer.q_features, layer.k_features = (nn.Linear(layer.head_dim, layer.head_dim, bias=False) for _ in "qk")
+from liger_mini.corpora.batches import World
+from liger_mini.evaluation.measure import HeldOut, evaluate
+from liger_mini.experiments.embedded import WINDOW, load_teacher
+from liger_mini.experiments.journey import travel
+from liger_mini.experiments.variants import learned_features, random_gate
+from liger_mini.recovery.recipes import RECIPES, Recipe
+from liger_mini.support.paths import claim, write_atomically
+from liger_mini.support.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -100,6 +53,8 @@ VARIANTS: dict[str, Variant] = {
         for structure in ("gsa", "hgrn2", "rwkv6", "mamba2", "gated_retention", "mlstm", "lightning", "lightnet")
     },
 }
+
+
 # tempers: the best that was found for recall where the write is tied to the gate (16), else one beyond the context
 REMEMBERING: dict[str, Variant] = {
     structure: Variant({"structure": structure, "temper": temper})
@@ -145,14 +100,11 @@ def run_one(variant: Variant, recipe: Recipe, held_out: HeldOut, output_dir: Pat
     """Linearize, recover, measure: one variant, one seed."""
     model, tokenizer = load_teacher()
     torch.manual_seed(recipe.seed)  # of what is drawn at random before recovery draws LoRA
-    linearize(model, **{"structure": "gla", "window": WINDOW, **variant.linearize})
-    if variant.change:
-        variant.change(model)
-    if variant.lora:
-        steps = max(recipe.steps, recipe.transfer_steps)
-        rows = World(tokenizer, steps * recipe.batch_size, seed=recipe.seed)
-        recover(model, rows, output_dir=output_dir, recipe=recipe, train_in_full=variant.train_in_full)
-    return {name: report.to_dict() for name, report in branch_ablation(model, held_out).items()}
+    rows = World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, seed=recipe.seed)
+    how = {"recipe": recipe if variant.lora else None, "change": variant.change, "train_in_full": variant.train_in_full}
+    settings = {"structure": "gla", "window": WINDOW, **variant.linearize}
+    journey = travel(model, rows, held_out, output_dir, **how, **settings)
+    return {name: report.to_dict() for name, report in journey.after.items()}
 
 
 def run(
@@ -172,7 +124,7 @@ def run(
         changes: fields of the table's recipe that are to be different, such as `steps`.
     Raises:
         ValueError: an unknown table or variant.
-        FileExistsError: `output_dir` holds results of another recipe.
+        FileExistsError: `output_dir` holds another run, or something else.
     """
     if table not in TABLES:
         raise ValueError(f"unknown table {table!r}: allowed are {', '.join(map(repr, TABLES))}")
@@ -181,7 +133,7 @@ def run(
     if unknown := set(variants) - set(chosen):
         raise ValueError(f"unknown variants {sorted(unknown)}: allowed are {', '.join(map(repr, chosen))}")
     output_dir = Path(output_dir)
-    _claim(output_dir / "recipe.json", {"table": table, **dataclasses.asdict(recipe)})
+    claim(output_dir / "recipe.json", {"table": table, **dataclasses.asdict(recipe)})
     teacher, tokenizer = load_teacher()
     held_out = HeldOut(tokenizer)
     result: dict[str, Any] = {"table": table, "recipe": dataclasses.asdict(recipe), "seeds": list(seeds)}
@@ -205,15 +157,6 @@ def run(
     result["provenance"] = provenance()
     write_atomically(output_dir / "ablation.json", json.dumps(result, indent=1))
     return result
-
-
-def _claim(path: Path, recipe: dict[str, Any]) -> None:
-    """One folder holds one table with one recipe, whatever seeds and variants are asked for."""
-    if path.is_file():
-        if json.loads(path.read_text()) != recipe:
-            raise FileExistsError(f"{path.parent} holds results of another table or recipe; use another folder")
-    else:
-        write_atomically(path, json.dumps(recipe, indent=1))
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,121 +35,32 @@ from transformers.trainer_callback import ProgressCallback
 
 from liger_mini.attention import liger_layers
 from liger_mini.convert import refuse_adapters
-from liger_mini.corpus import IGNORE, Collator
-from liger_mini.evaluate import branches
-from liger_mini.objectives import DistillationTrainer, NextTokenTrainer, TransferTrainer, WindowDropout
-from liger_mini.paths import write_atomically
-from liger_mini.run_folder import (
-    LigerLoraConfig,
+from liger_mini.corpora.batches import Collator
+from liger_mini.evaluation.measure import branches
+from liger_mini.recovery.adapters import LORA_TARGETS, LigerLoraConfig, name_base, quiet_peft
+from liger_mini.recovery.objectives import DistillationTrainer, NextTokenTrainer, TransferTrainer, WindowDropout
+from liger_mini.recovery.recipes import Recipe, Recovery
+from liger_mini.recovery.rows import CheckedRows, check_rows
+from liger_mini.recovery.run_folder import (
     MetricsLog,
-    claim,
+    claim_run,
     explained,
     identity,
     is_finished,
-    known_by,
     last_complete_checkpoint,
-    name_base,
 )
+from liger_mini.support.paths import write_atomically
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
+
 # transformers renames this argument within its version 5
 CHECKPOINTING = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The hyperparameters of one recovery; the defaults are the paper's.
-
-    Attributes:
-        rank, alpha: of LoRA on W_q, W_k, W_v. The change of a weight is (alpha / rank) · B A.
-        learning_rate: the peak of AdamW's; warmed up over 2 % of the steps, then a cosine to zero.
-        epochs: passes over the data; `steps`, if given, counts optimizer steps instead.
-        batch_size: rows a step, in all; `micro_batch_size` of them at a time (None: all at once). The same losses, so it may
-            change when a run goes on; but for attention transfer, whose loss is a ratio: there it is the mean over the
-            micro-batches, which stay as they are until the transfer is done.
-        packing: put the rows of a batch one after another into one row, with boundaries that both branches keep; padding
-            (the paper's way) if False. The same losses, without the padding's cost.
-        transfer_steps: steps of attention transfer before the rest, at the same batch size and peak learning rate.
-        distillation: λ, the weight of KL(teacher ‖ student) against the next-token loss; the teacher is the model itself
-            without its adapters and with softmax attention.
-        window_dropout: the probability with which a layer goes without its window in the first step; it falls
-            linearly to zero.
-        gradient_checkpointing: keep only what enters each block, and compute the rest of its activations again on the way
-            back: less memory, more time, the same losses. It may change when a run goes on.
-    """
-
-    rank: int = 8
-    alpha: float = 8
-    learning_rate: float = 1e-3
-    epochs: float = 2
-    steps: int | None = None
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    weight_decay: float = 0.0
-    packing: bool = False
-    transfer_steps: int = 0
-    distillation: float = 0.0
-    window_dropout: float = 0.0
-    gradient_checkpointing: bool = False
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, least in {"rank": 1, "steps": 1, "batch_size": 1, "micro_batch_size": 1, "transfer_steps": 0}.items():
-            value, optional = getattr(self, name), name in ("steps", "micro_batch_size")
-            if not (value is None and optional) and (type(value) is not int or value < least):
-                raise ValueError(f"{name} = {value!r}: allowed are whole numbers ≥ {least}{', or None' * optional}")
-        for name in ("alpha", "learning_rate", "epochs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are numbers > 0")
-        for name in ("weight_decay", "distillation", "window_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: allowed are numbers from 0 to 1")
-
-
-RECIPES: dict[str, Recipe] = {
-    "paper": Recipe(),
-    "quick": Recipe(steps=200),  # the paper's on the embedded teacher
-    "long": Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=250),  # for a gate with a long half-life
-    # the best recall outside the window that was found on the embedded teacher, with structure "lightnet"
-    "recall": Recipe(rank=64, alpha=128, learning_rate=5e-3, transfer_steps=600, steps=2400),
-}
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What `recover` measured.
-
-    Attributes:
-        losses: (step, mean training loss since the last entry).
-        parameters: of the model with the adapter merged, counted (tied ones once).
-        parameters_added: by how many these are more than before the recovery, counted.
-        parameters_trained: of the adapter, and of what `train_in_full` names.
-        merged: whether the adapter is in the model's weights now. After FSDP it is not: the same call in one process
-            finds the finished run and merges it.
-        peak_bytes: the most memory this process had at once: of its GPU during the recovery, or, without one, of the
-            process since it began. None where the system does not tell.
-    """
-
-    recipe: Recipe
-    losses: list[tuple[int, float]]
-    seconds: float
-    tokens: int
-    parameters: int
-    parameters_trained: int
-    merged: bool = True
-    peak_bytes: int | None = None
-    parameters_added: int = 0
-
-    def to_dict(self) -> dict:
-        return dataclasses.asdict(self)
 
 
 def recover(
@@ -202,7 +110,7 @@ def recover(
     processes = PartialState(cpu=not torch.cuda.is_available())
     rows_at_a_time = _micro_batch_size(recipe) * processes.num_processes
     if processes.is_main_process:
-        claim(output_dir, identity(model, dataset, recipe, train_in_full, rows_at_a_time))
+        claim_run(output_dir, identity(model, dataset, recipe, train_in_full, rows_at_a_time))
     processes.wait_for_everyone()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -244,7 +152,7 @@ def _train_stages(
 ) -> tuple[list[dict[str, Any]], bool]:
     """Attention transfer if there is any, then the rest, whose adapter is saved: its log, and whether FSDP split the model."""
     how = {
-        "dataset": _Rows(dataset, model.config),
+        "dataset": CheckedRows(dataset, model.config),
         "recipe": recipe,
         "save_every": save_every,
         "log_every": log_every,
@@ -321,14 +229,6 @@ def _parameters_after_merging(model: PeftModel) -> int:
     return sum(left.values())
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """PEFT still asks transformers for a property under its old name, and every reader would see that warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        yield
-
-
 def _train(
     trainer_class: Callable[..., Trainer],
     model: PeftModel,
@@ -368,83 +268,6 @@ def _train(
     with explained(output_dir):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer, log.rows
-
-
-class _Rows(Dataset):
-    """The rows of a dataset, each looked at when its turn comes; what is said about a bad one includes the way on."""
-
-    def __init__(self, dataset: Dataset, config: Any):
-        self.dataset, self.config = dataset, config
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> dict[str, list[int]]:
-        row = self.dataset[number]
-        try:
-            return _checked(row, number, self.config)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. Put another row in its place (their number must stay) and run the same again: it goes on from "
-                "the last checkpoint"
-            ) from error
-
-
-def _checked(row: Any, number: int, config: Any) -> dict[str, list[int]]:
-    """A row as lists, if it can be learned from."""
-    if not isinstance(row, Mapping):
-        raise ValueError(f"row {number} is a {type(row).__name__}; needed is a mapping with input_ids and labels")
-    missing = {"input_ids", "labels"} - set(row)
-    if missing:
-        raise ValueError(f"row {number} lacks {sorted(missing)}; it has {sorted(row)}. Needed are input_ids and labels")
-    ids, labels = (_whole_numbers(row[name], f"row {number}: {name}") for name in ("input_ids", "labels"))
-    longest = getattr(config, "max_position_embeddings", None) or math.inf
-    if len(ids) != len(labels):
-        raise ValueError(f"row {number} has {len(ids)} input_ids and {len(labels)} labels; they must be equally many")
-    if len(ids) > longest:
-        raise ValueError(
-            f"row {number} has {len(ids)} tokens, and the model's positions end at {longest}; cut the rows"
-        )
-    if all(label == IGNORE for label in labels[1:]):  # the first is never predicted
-        raise ValueError(
-            f"row {number}, of {len(ids)} tokens, has no label to learn from (after the first, all are {IGNORE}); leave it "
-            "out"
-        )
-    last = config.vocab_size - 1
-    for token in (min(ids), max(ids)):
-        if not 0 <= token <= last:
-            raise ValueError(
-                f"row {number} holds the token {token}; allowed are 0 to {last}, the model's vocabulary. Is the tokenizer "
-                "another model's?"
-            )
-    for label in (min(x for x in labels if x != IGNORE), max(labels)):
-        if not 0 <= label <= last:
-            raise ValueError(f"row {number} has the label {label}; allowed are 0 to {last}, and {IGNORE} (not scored)")
-    return {"input_ids": ids, "labels": labels}
-
-
-def _whole_numbers(values: Any, what: str) -> list[int]:
-    try:
-        x = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{what} cannot be read as whole numbers ({error})") from error
-    if x.dim() != 1 or (len(x) and (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)):
-        kind = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"{what} is of {kind} and of shape {list(x.shape)}; allowed is one list of whole numbers")
-    return x.tolist()
-
-
-def _in_memory(dataset: Any) -> bool:
-    """Whether all rows can be looked at without making each: a list, or a `datasets.Dataset` without a transform."""
-    how = getattr(dataset, "format", None)  # of a datasets.Dataset
-    return isinstance(dataset, (list, tuple)) or (isinstance(how, dict) and how.get("type") != "custom")
-
-
-def _check_rows(dataset: Any, config: Any) -> None:
-    """Before the first step: every row that is in memory, or those by which the run knows its data."""
-    rows = enumerate(dataset) if _in_memory(dataset) else ((i, dataset[i]) for i in known_by(len(dataset)))
-    for number, row in rows:
-        _checked(row, number, config)
 
 
 def _micro_batch_size(recipe: Recipe) -> int:
@@ -551,7 +374,7 @@ def _check(model: PreTrainedModel, dataset: Any, recipe: Recipe, train_in_full: 
         )
     if len(dataset) < recipe.batch_size:
         raise ValueError(f"the dataset has {len(dataset)} rows, which is less than a batch of {recipe.batch_size}")
-    _check_rows(dataset, model.config)
+    check_rows(dataset, model.config)
 
 
 def _check_model(model: PreTrainedModel, train_in_full: Sequence[str]) -> None:

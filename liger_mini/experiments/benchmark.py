@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from liger_mini.convert import linearize
-from liger_mini.paths import write_atomically
-from liger_mini.provenance import provenance
 from liger_mini.recurrences import gated_recurrence, slot_recurrence
+from liger_mini.support.paths import write_atomically
+from liger_mini.support.provenance import provenance
 from liger_mini.window import sliding_window_attention
 
 HEADS, WIDTH, WINDOW = 8, 64, 64
 
 
-def compare(variants: dict[str, Callable[[], Any]], *, repeats: int = 5) -> dict[str, dict[str, float]]:
+def in_turns(variants: dict[str, Callable[[], Any]], *, repeats: int = 5) -> dict[str, dict[str, float]]:
     """Median, fastest and slowest seconds of each variant, taken in turns after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
@@ -57,7 +57,7 @@ def chunked_against_naive(T: int = 2048) -> list[dict[str, Any]]:
     """Each recurrence in its two PyTorch forms, forward."""
     rows = []
     for recurrence, run in _recurrences(*random_inputs(T)).items():
-        times = compare({form: functools.partial(run, backend=form) for form in ("naive", "chunked")})
+        times = in_turns({form: functools.partial(run, backend=form) for form in ("naive", "chunked")})
         ratio = times["naive"]["median_s"] / times["chunked"]["median_s"]
         rows.append({"recurrence": recurrence, "T": T, "times": times, "naive_over_chunked": ratio})
     return rows
@@ -84,7 +84,7 @@ def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[st
     inputs = {T: random_inputs(T) for T in lengths}
     rows = []
     for recurrence in _recurrences(*inputs[lengths[0]]):
-        times = compare({str(T): _recurrences(*inputs[T])[recurrence] for T in lengths})
+        times = in_turns({str(T): _recurrences(*inputs[T])[recurrence] for T in lengths})
         first, last = times[str(lengths[0])]["median_s"], times[str(lengths[-1])]["median_s"]
         exponent = math.log(last / first) / math.log(lengths[-1] / lengths[0])
         rows.append({"recurrence": recurrence, "times": times, "exponent": exponent})
@@ -104,7 +104,7 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
 
         heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
         softmax = functools.partial(F.scaled_dot_product_attention, *heads_first, is_causal=True)
-        times = compare({"liger": liger, "softmax": softmax}, repeats=3)
+        times = in_turns({"liger": liger, "softmax": softmax}, repeats=3)
         rows.append(
             {"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]}
         )
@@ -241,8 +241,8 @@ def _forward_and_backward(call: Callable, leaves: tuple, milliseconds: Callable)
 
 def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
     """Everything above on this machine; prints a table and writes JSON."""
-    from liger_mini.demo import WINDOW as DEMO_WINDOW
-    from liger_mini.demo import load_teacher
+    from liger_mini.experiments.embedded import WINDOW as DEMO_WINDOW
+    from liger_mini.experiments.embedded import load_teacher
 
     teacher, _ = load_teacher()
     model = linearize(teacher, window=DEMO_WINDOW)

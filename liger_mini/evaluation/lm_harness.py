@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from liger_mini.corpus import RELATIONS, story
+from liger_mini.corpora.stories import RELATIONS, story
 
 if TYPE_CHECKING:
     import datasets
+
 
 PAPER_TASKS = ("piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "mmlu")
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from liger_mini import corpus
+from liger_mini import corpora
 from liger_mini.attention import liger_layers
 
 DISTANCES = (8, 16, 32, 64, 96, 128, 192, 256)  # upper edges of the recall-by-distance bins, in tokens
@@ -92,7 +92,7 @@ def _finite(x: Any) -> Any:
 class HeldOut:
     """The held-out rows every model of one run is measured on: stories with questions, and documents.
 
-    Each row begins with what the tokenizer puts before a text (`corpus.begin`), documents cut in the middle, too.
+    Each row begins with what the tokenizer puts before a text (`corpora.begin`), documents cut in the middle, too.
 
     Args:
         stories, documents: how many rows of each. length: tokens a row.
@@ -109,16 +109,16 @@ class HeldOut:
     document_rows: list[dict] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        tokens, T = corpus.pydocs_tokens("heldout", self.tokenizer), self.length
+        tokens, T = corpora.pydocs_tokens("heldout", self.tokenizer), self.length
         available = len(tokens) // T
         if self.documents > available:
             raise ValueError(f"documents = {self.documents}: held-out pydocs has {available} rows of {T} tokens")
         stride = available // self.documents  # spread over all held-out documents
         starts = range(0, self.documents * stride * T, stride * T)
-        self.document_rows = [corpus.cut(tokens, start, T, self.tokenizer)[0] for start in starts]
+        self.document_rows = [corpora.cut(tokens, start, T, self.tokenizer)[0] for start in starts]
         sentences = max(40, T // 6)
         self.story_rows = [
-            corpus.encode_story(corpus.story(self.seed, "heldout", i, sentences=sentences), self.tokenizer, T)
+            corpora.encode_story(corpora.story(self.seed, "heldout", i, sentences=sentences), self.tokenizer, T)
             for i in range(self.stories)
         ]
 
@@ -170,14 +170,14 @@ def text_loss(
     """Mean next-token loss in nats on any text, cut into rows of `length` tokens, and how many tokens were scored.
 
     Its exponential is the perplexity. Each row starts without context, as is usual, but for what the tokenizer puts before
-    a text (`corpus.begin`): with that in front every token of the text is scored, without it all but the first of each row.
+    a text (`corpora.begin`): with that in front every token of the text is scored, without it all but the first of each row.
 
     Args:
         length: tokens a row, what begins it included.
     Raises:
         ValueError: a text or a length with no token to predict.
     """
-    front = corpus.begin(tokenizer)
+    front = corpora.begin(tokenizer)
     least = max(2, len(front) + 1)
     if length < least:
         raise ValueError(f"length = {length}: a row of this tokenizer needs at least {least} tokens")
@@ -186,7 +186,7 @@ def text_loss(
         raise ValueError(f"the text has {len(ids)} token(s); a loss needs at least {least - len(front)}")
     step, last = length - len(front), len(ids) - (not front)
     parts = [ids[i : i + step] for i in range(0, last, step)]
-    rows = [{"input_ids": front + part, "labels": [corpus.IGNORE] * len(front) + part} for part in parts]
+    rows = [{"input_ids": front + part, "labels": [corpora.IGNORE] * len(front) + part} for part in parts]
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -197,7 +197,7 @@ def text_loss(
 
 def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, int, list[tuple[bool, int, int]]]:
     """Mean loss over all scored tokens, how many, and (right?, distance, candidates) of every question."""
-    collate = corpus.Collator(max(model.config.pad_token_id or 0, 0))
+    collate = corpora.Collator(max(model.config.pad_token_id or 0, 0))
     total, count, answers = 0.0, 0, []
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
@@ -205,7 +205,7 @@ def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[f
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
         total += F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
-        count += (labels != corpus.IGNORE).sum().item()
+        count += (labels != corpora.IGNORE).sum().item()
         right = (logits.argmax(-1) == labels).tolist()
         for row, hits in zip(chunk, right):
             for first, end, distance, candidates in row.get("questions", ()):

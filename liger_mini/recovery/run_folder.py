@@ -11,23 +11,20 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, LoraModel
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
-from liger_mini.paths import write_atomically
+from liger_mini.recovery.adapters import changes
+from liger_mini.recovery.rows import known_by
+from liger_mini.support.paths import claim, write_atomically
 
 WRITING = {
     errno.ENOSPC,
@@ -40,15 +37,7 @@ WRITING = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
-
-
 SAME_LOSSES = {"micro_batch_size", "gradient_checkpointing"}  # fields of Recipe that may change between resumes
-ABOUT_THE_BASE = {"base", "parameters", "own_windows"}  # follow from the model that was linearized
-
-
-def known_by(rows: int) -> list[int]:
-    """The numbers of the rows by which a run knows its data: 16, evenly spread."""
-    return sorted({rows * i // 16 for i in range(16)})
 
 
 def identity(
@@ -81,28 +70,17 @@ def _digest(parts: Iterable[bytes]) -> str:
     return sha.hexdigest()[:16]
 
 
-def claim(folder: Path, run: dict[str, Any]) -> None:
-    """Make `folder` this run's, or make sure that it is; what may change is noted in it.
+def claim_run(folder: Path, run: dict[str, Any]) -> None:
+    """Make `folder` this recovery's, or make sure that it is; what may change is noted in it.
 
     Raises:
         FileExistsError: it holds another run (or something else), or one that has to finish its attention transfer first.
     """
-    path = folder / "run.json"
-    if path.is_file():
-        there = json.loads(path.read_text("utf-8"))
-        changed = _differences(there, run)
-        if changed:
-            raise FileExistsError(
-                f"{folder} holds another run ({'; '.join(changed)}). Use another folder, or delete this one; to go on with "
-                "it, start from the model it started from"
-            )
+    there = claim(folder / "run.json", run, _differences)
+    if there is not None:
         _check_transfer(folder, there, run)
         if there != {**there, **run}:
-            write_atomically(path, json.dumps({**there, **run}, indent=1))
-    elif folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and is not a recovery run (no run.json). Use another folder")
-    else:
-        write_atomically(path, json.dumps(run, indent=1))
+            write_atomically(folder / "run.json", json.dumps({**there, **run}, indent=1))
 
 
 def _differences(there: dict[str, Any], run: dict[str, Any]) -> list[str]:
@@ -116,7 +94,7 @@ def _differences(there: dict[str, Any], run: dict[str, Any]) -> list[str]:
     if there["train_in_full"] != run["train_in_full"]:
         told.append(f"train_in_full: there {there['train_in_full']}, now {run['train_in_full']}")
     if there["weights"] != run["weights"]:
-        told.append("a model with other weights")
+        told.append("a model with other weights; to go on, start from the one it started from")
     if (there["rows"], there["data"]) != (run["rows"], run["data"]):
         numbers = ", ".join(map(str, known_by(there["rows"])))
         told.append(
@@ -124,14 +102,6 @@ def _differences(there: dict[str, Any], run: dict[str, Any]) -> list[str]:
             "which a run knows its data; any other may be replaced by another row"
         )
     return told
-
-
-def changes(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """(name, there, here) of the settings that differ; what an older version did not know yet was off (None, 0, False)."""
-    for name in sorted((there.keys() | here.keys()) - ABOUT_THE_BASE):
-        before, now = there.get(name), here.get(name)
-        if (before or None) != (now or None):
-            yield name, before, now
 
 
 def _check_transfer(folder: Path, there: dict[str, Any], run: dict[str, Any]) -> None:
@@ -270,99 +240,3 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except json.JSONDecodeError:  # the last line, when the run was killed while it wrote
             return
-
-
-class AdapterType(StrEnum):
-    """The kind of adapter that PEFT reads in adapter_config.json; its own kinds are in an Enum that cannot grow."""
-
-    LIGER_LORA = "LIGER_LORA"
-
-
-@dataclass
-class LigerLoraConfig(LoraConfig):
-    """LoRA that was trained on a linearized model.
-
-    PEFT puts an adapter on any model whose layers have the right names, and a softmax model has the names of its linearized
-    self. In a LoraConfig nothing is compared with the model: a field that PEFT does not know is dropped with a warning about
-    versions, `auto_mapping` is read by AutoPeftModel alone, and a module of `modules_to_save` may be missing. A kind of
-    adapter is what PEFT lets a package define, and it calls that kind's model class first. So this is LoRA in all but its
-    name: on a softmax model it is refused, and where liger_mini was not imported PEFT does not know the name. Adapters
-    that older versions saved are plain LoRA, and are loaded as such.
-
-    Attributes:
-        liger: how the model was linearized (`model.config.liger`).
-    """
-
-    liger: dict[str, Any] | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.peft_type = AdapterType.LIGER_LORA
-
-
-class LigerLoraModel(LoraModel):
-    """PEFT's LoraModel, for linearized models alone."""
-
-    def _pre_injection_hook(self, model: nn.Module, config: LigerLoraConfig, adapter_name: str) -> None:
-        here, there = getattr(model.config, "liger", None), config.liger or {}
-        if here is None:
-            raise TypeError(
-                f"{type(model).__name__} is not linearized, and this adapter was trained on a linearized model; make it that "
-                f"first: liger_mini.linearize(model, {_arguments(there)})"
-            )
-        told = [f"{name}: there {before}, here {now}" for name, before, now in changes(there, here)]
-        if told:
-            warnings.warn(
-                f"this adapter was trained on a model that was linearized in another way ({'; '.join(told)}): expect other "
-                "numbers than its recovery had",
-                stacklevel=2,
-            )
-        super()._pre_injection_hook(model, config, adapter_name)
-
-
-PEFT_TYPE_TO_CONFIG_MAPPING[AdapterType.LIGER_LORA] = LigerLoraConfig
-PEFT_TYPE_TO_TUNER_MAPPING[AdapterType.LIGER_LORA] = LigerLoraModel
-PEFT_TYPE_TO_PREFIX_MAPPING[AdapterType.LIGER_LORA] = LoraModel.prefix
-
-
-def _arguments(liger: dict[str, Any]) -> str:
-    """The settings of a linearized model as arguments of `linearize`."""
-    settings = {name: x for name, x in liger.items() if name not in ABOUT_THE_BASE | {"recovered"} and x is not None}
-    return ", ".join(f"{name}={x!r}" for name, x in settings.items())
-
-
-def name_base(adapter: Path, model: PreTrainedModel) -> None:
-    """Write into an adapter's folder which model it belongs to, and in README.md how to load it there.
-
-    Afterwards, as PEFT asks the hub about a base that it knows whenever it saves.
-    """
-    liger, base = model.config.liger, model.name_or_path or None  # the folder of a linearized model, or unknown
-    how = f'model = lm.load("{base}")'
-    if base is None:
-        base = None if liger.get("recovered") else liger.get("base") or None
-        how = f'model = lm.linearize(AutoModelForCausalLM.from_pretrained("{base or "its base"}"), {_arguments(liger)})'
-    config = LigerLoraConfig.from_pretrained(adapter)
-    config.base_model_name_or_path = base
-    config.save_pretrained(adapter)
-    earlier = " (after an earlier recovery, which has to be merged first)" if liger.get("recovered") else ""
-    write_atomically(
-        adapter / "README.md",
-        f"""---
-library_name: peft
-tags: [liger_mini, lora]
----
-# A LoRA adapter for a linearized model
-
-This adapter was trained by liger_mini on {f"`{base}`" if base else "a model"} with its attention linearized{earlier}, and belongs on that model
-alone: on softmax attention it is refused. Load the model, linearized, and put the adapter on it:
-
-```python
-import liger_mini as lm
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-{how}
-model = PeftModel.from_pretrained(model, "this folder").eval()
-```
-""",
-    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class Table:
         for row in self.rows:
             if len(row) != len(self.head):
                 raise ValueError(f"the row {row} has {len(row)} cells, the head {len(self.head)}: {self.head}")
+
+    @classmethod
+    def of(cls, records: Iterable[Any], columns: Mapping[str, Callable[[Any], Any]], caption: str = "") -> Table:
+        """One row a record; column name -> what it shows of a record (None: an empty cell)."""
+        shown = lambda x: "" if x is None else str(x)  # noqa: E731
+        rows = [[shown(show(record)) for show in columns.values()] for record in records]
+        return cls(list(columns), rows, caption)
+
+    def markdown(self) -> str:
+        """As a README writes it."""
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, ["---"] * len(self.head), *self.rows))
 
     def __str__(self) -> str:
         lines = [self.head, *self.rows]

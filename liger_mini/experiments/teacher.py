@@ -18,12 +18,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.data import Dataset
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -35,10 +33,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from liger_mini import corpus
-from liger_mini.evaluate import HeldOut, evaluate
-from liger_mini.paths import write_atomically
-from liger_mini.provenance import provenance
+from liger_mini import corpora
+from liger_mini.evaluation.measure import HeldOut, evaluate
+from liger_mini.support.paths import write_atomically
+from liger_mini.support.provenance import provenance
 
 LENGTH = 256  # the teacher's context in tokens
 
@@ -54,8 +52,8 @@ def train_tokenizer(vocab_size: int = 2048) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    stories = [corpus.story(0, "train", i).text for i in range(1500)]
-    tokenizer.train_from_iterator(stories + corpus.pydocs("train"), trainer)
+    stories = [corpora.story(0, "train", i).text for i in range(1500)]
+    tokenizer.train_from_iterator(stories + corpora.pydocs("train"), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|endoftext|>",
@@ -85,34 +83,25 @@ def teacher_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     )
 
 
-@dataclass
-class Curriculum(Dataset):
-    """Row i of the teacher's training stream; it depends on (seed, i) alone, so a resumed run sees the same."""
+class Curriculum(corpora.SeededRows):
+    """The teacher's training stream: `repeat_rows` rows of stage 1, then stage 2."""
 
-    tokenizer: PreTrainedTokenizerBase
-    rows: int
-    repeat_rows: int  # the first rows, stage 1
-    seed: int = 0
+    name = "curriculum"
 
-    def __post_init__(self) -> None:
-        self.docs = corpus.pydocs_tokens("train", self.tokenizer)
-        self.front = corpus.begin(self.tokenizer)
-        self.alphabet = random.Random(self.seed).sample(range(2, len(self.tokenizer)), 64)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: int, *, repeat_rows: int, seed: int = 0):
+        super().__init__(tokenizer, rows, length=LENGTH, seed=seed)
+        self.repeat_rows, self.front = repeat_rows, corpora.begin(tokenizer)
+        self.alphabet = random.Random(seed).sample(range(2, len(tokenizer)), 64)
 
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, i: int) -> dict[str, list[int]]:
-        rng = random.Random(f"curriculum/{self.seed}/{i}")
+    def make(self, dice, i):
         if i < self.repeat_rows:
-            return repeats(rng, self.alphabet, self.front, length=64, longest_period=32)
-        kind = rng.random()
+            return repeats(dice, self.alphabet, self.front, length=64, longest_period=32)
+        kind = dice.random()
         if kind < 0.1:
-            return repeats(rng, range(2, len(self.tokenizer)), self.front, length=LENGTH, longest_period=LENGTH // 2)
+            return repeats(dice, range(2, len(self.tokenizer)), self.front, length=LENGTH, longest_period=LENGTH // 2)
         if kind < 0.55:
-            row = corpus.encode_story(corpus.story(self.seed, "train", i), self.tokenizer, LENGTH)
-            return {"input_ids": row["input_ids"], "labels": row["labels"]}
-        return corpus.document_row(self.docs, rng, LENGTH, self.tokenizer)
+            return self.story(i)
+        return corpora.document_row(self.docs, dice, LENGTH, self.tokenizer)
 
 
 def repeats(
@@ -121,12 +110,12 @@ def repeats(
     """Random tokens repeated with a random period; only what a repeat makes predictable is scored.
 
     Args:
-        front: what begins the row (`corpus.begin`).
+        front: what begins the row (`corpora.begin`).
     """
     period = rng.randint(4, longest_period)
     ids = front + rng.choices(alphabet, k=period) * (length // period + 1)
     unscored = len(front) + period
-    labels = [corpus.IGNORE] * unscored + ids[unscored:]
+    labels = [corpora.IGNORE] * unscored + ids[unscored:]
     return {"input_ids": ids[:length], "labels": labels[:length]}
 
 
@@ -164,7 +153,7 @@ def train_teacher(
         report_to=[],
     )
     data = Curriculum(tokenizer, rows=steps * batch_size, repeat_rows=repeat_steps * batch_size, seed=seed)
-    trainer = Trainer(model, args, train_dataset=data, data_collator=corpus.Collator(tokenizer.pad_token_id))
+    trainer = Trainer(model, args, train_dataset=data, data_collator=corpora.Collator(tokenizer.pad_token_id))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
@@ -179,7 +168,7 @@ def write_log(output_dir: Path, history: list[dict], settings: dict) -> None:
     model = LlamaForCausalLM.from_pretrained(output_dir).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output_dir)
     held_out = HeldOut(tokenizer, stories=256, documents=128, length=LENGTH)
-    docs = corpus.pydocs_tokens("train", tokenizer)
+    docs = corpora.pydocs_tokens("train", tokenizer)
     log = {
         "settings": settings,
         "parameters": model.num_parameters(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from liger_mini.version import __version__
+from liger_mini.support.version import __version__
 
 
 def provenance() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 
 from liger_mini.attention import LigerAttention, liger_layers
-from liger_mini.corpus import IGNORE
+from liger_mini.corpora.tokens import IGNORE
 
 EVERYTHING = 2**31 - 1  # a window no text is longer than
 
@@ -131,7 +131,7 @@ class TransferTrainer(NextTokenTrainer):
 class WindowDropout(TrainerCallback):
     """Before each step every layer loses its window with probability p_0 (1 - step / steps), for that step.
 
-    The caller restores the branches afterwards (`liger_mini.evaluate.branches`).
+    The caller restores the branches afterwards (`liger_mini.evaluation.branches`).
     """
 
     def __init__(self, model: nn.Module, probability: float, seed: int):

@@ -10,20 +10,17 @@ tokenizer begins a text: a model must not fail because its answer is spelled in 
 from __future__ import annotations
 
 import bisect
-import json
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from liger_mini.corpus import PEOPLE, RELATIONS, encode, overlap, pydocs
-from liger_mini.demo import load_recovered, load_teacher
-from liger_mini.paths import write_atomically
-from liger_mini.provenance import provenance
+from liger_mini.corpora.documentation import pydocs
+from liger_mini.corpora.stories import PEOPLE, RELATIONS
+from liger_mini.corpora.tokens import encode, overlap
 
 SHIFTS = 8  # beginnings of the hay that are tried for a prompt of exactly the length asked for
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -70,27 +67,6 @@ def needle(
             rows.append({"length": length, "depth": depth, "distance": distance, "found": found, "samples": samples})
     model.train(was_training)
     return rows
-
-
-def run(
-    output: str | Path = "runs/needle.json", *, lengths: Sequence[int] = LENGTHS, teacher_up_to: int = 8192, **how: Any
-) -> dict[str, Any]:
-    """The needle test on the embedded teacher and on its two recoveries, written as JSON.
-
-    Args:
-        teacher_up_to: tokens; the teacher's time is quadratic, and beyond this it would be most of the whole.
-        how: `depths`, `samples`, `seed` of `needle`.
-    """
-    models: dict[str, list[dict[str, Any]]] = {}
-    for name in ("teacher", "paper", "recall"):
-        model, tokenizer = load_teacher() if name == "teacher" else load_recovered(name)
-        reached = [length for length in lengths if name != "teacher" or length <= teacher_up_to]
-        models[name] = needle(model, tokenizer, lengths=reached, **how)
-        for row in models[name]:
-            print(f"{name:8} {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
-    result = {"models": models, "provenance": provenance()}
-    write_atomically(Path(output), json.dumps(result, indent=1))
-    return result
 
 
 def haystack(

@@ -1,0 +1,62 @@
+"""`python -m liger_mini COMMAND`: one module a command, whose docstring is its help.
+
+Each has `describe(parser)`, which adds its arguments, and `run(options)`, whose number, if any, is the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from liger_mini.commands import (
+    ablation,
+    benchmark,
+    convert,
+    demo,
+    equivalence,
+    evaluate,
+    harness,
+    needle,
+    recover,
+    teacher,
+    walk,
+)
+
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        demo,
+        teacher,
+        convert,
+        recover,
+        evaluate,
+        ablation,
+        harness,
+        walk,
+        needle,
+        equivalence,
+        benchmark,
+    )
+}
+TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError)  # about bad input, in a sentence
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="liger_mini", description="Linearize a Transformer, and win its quality back."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        how = {"help": module.__doc__, "description": module.__doc__}
+        command = commands.add_parser(name, **how, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        module.describe(command)
+        command.add_argument("--debug", action="store_true", help="show where an error was raised")
+    options = parser.parse_args(arguments)
+    try:
+        return COMMANDS[options.command].run(options) or 0
+    except TOLD as error:
+        if options.debug:
+            raise
+        print(f"liger_mini {options.command}: {error}", file=sys.stderr)
+        return 2

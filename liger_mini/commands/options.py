@@ -1,0 +1,94 @@
+"""Arguments that several commands share, and arguments made from a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from argparse import SUPPRESS
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from liger_mini import corpora
+from liger_mini.convert import Settings
+from liger_mini.recovery import Recipe
+
+DATA = (
+    "tinyworld; a .json, .jsonl or .parquet file or a hub id (columns instruction and output, or messages); a .txt, .md or "
+    ".rst file or a folder of them"
+)
+
+
+def output_dir(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument("--output-dir", "--out", default=default, required=default is None, help="folder to write")
+
+
+def output(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--output", default=default, type=_file, help="JSON file to write")
+
+
+def _file(name: str) -> str:
+    if Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is a folder; give the name of a file in it")
+    return name
+
+
+def fields(parser: argparse.ArgumentParser, kind: type, *names: str) -> None:
+    """A flag for each field of a dataclass (or those named), with the help in its docstring; not given, it is absent."""
+    told = attributes(kind)
+    for field in dataclasses.fields(kind):
+        if names and field.name not in names:
+            continue
+        number = {"int": int, "float": float, "str": str, "bool": None}[str(field.type).split(" |")[0]]
+        how = {"action": argparse.BooleanOptionalAction} if number is None else {"type": number, "metavar": "X"}
+        text = f"{told[field.name].rstrip('.')} (default: {field.default})".replace("%", "%%")
+        parser.add_argument("--" + field.name.replace("_", "-"), default=SUPPRESS, help=text, **how)
+
+
+def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass that were given as flags."""
+    return {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(kind) if hasattr(options, field.name)
+    }
+
+
+def attributes(kind: type) -> dict[str, str]:
+    """name -> its words in the section "Attributes" of a class's docstring."""
+    section = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    entries = re.split(r"^    (?=\S)", section, flags=re.M)[1:]
+    told = {}
+    for entry in entries:
+        names, _, words = entry.partition(": ")
+        told |= dict.fromkeys(names.split(", "), " ".join(words.split()))
+    return told
+
+
+def settings(options: argparse.Namespace, model: PreTrainedModel | None = None) -> dict[str, Any]:
+    """The arguments of `linearize` that were given.
+
+    Raises:
+        ValueError: `model` is linearized already, in another way.
+    """
+    asked = given(options, Settings)
+    liger = getattr(getattr(model, "config", None), "liger", None)
+    if liger is None:
+        return asked
+    there = Settings.of(liger).explicit()
+    other = {name: value for name, value in asked.items() if there[name] != value}
+    if other:
+        there = {name: there[name] for name in other}
+        raise ValueError(f"{options.model} is linearized already, with {there}; {other} would need the original model")
+    return asked
+
+
+def rows(data: str, tokenizer: PreTrainedTokenizerBase, length: int, recipe: Recipe) -> Dataset:
+    """What to recover on: tinyworld and pydocs, or the reader's own records or texts."""
+    if data != "tinyworld":
+        return corpora.rows(data, tokenizer, length=length)
+    if recipe.steps is None:
+        raise ValueError("tinyworld has no end: give --steps")
+    return corpora.World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, length=length)

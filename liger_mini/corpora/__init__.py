@@ -1,0 +1,38 @@
+"""What one feeds a model (chapter 08): tinyworld, pydocs, and the reader's own instructions, chats and texts.
+
+Every corpus becomes rows of ``input_ids`` and ``labels`` (-100 = not scored).
+"""
+
+from liger_mini.corpora.batches import Collator, Rows, SeededRows, World
+from liger_mini.corpora.documentation import pydocs, pydocs_tokens
+from liger_mini.corpora.files import read_text
+from liger_mini.corpora.plain import rows, texts
+from liger_mini.corpora.records import instructions
+from liger_mini.corpora.stories import PEOPLE, RELATIONS, Story, encode_story, story, tinyworld
+from liger_mini.corpora.tokens import IGNORE, begin, cut, document_row, documents, encode, overlap
+
+__all__ = [
+    "IGNORE",
+    "PEOPLE",
+    "RELATIONS",
+    "Collator",
+    "Rows",
+    "SeededRows",
+    "Story",
+    "World",
+    "begin",
+    "cut",
+    "document_row",
+    "documents",
+    "encode",
+    "encode_story",
+    "instructions",
+    "overlap",
+    "pydocs",
+    "pydocs_tokens",
+    "read_text",
+    "rows",
+    "story",
+    "texts",
+    "tinyworld",
+]

@@ -1,0 +1,25 @@
+"""Honest evaluation (chapter 09): loss, recall by distance, branch ablation, needles, lm-evaluation-harness."""
+
+from liger_mini.evaluation.haystacks import needle
+from liger_mini.evaluation.lm_harness import harness
+from liger_mini.evaluation.measure import (
+    HeldOut,
+    Recall,
+    Report,
+    branch_ablation,
+    branches,
+    evaluate,
+    text_loss,
+)
+
+__all__ = [
+    "HeldOut",
+    "Recall",
+    "Report",
+    "branch_ablation",
+    "branches",
+    "evaluate",
+    "harness",
+    "needle",
+    "text_loss",
+]

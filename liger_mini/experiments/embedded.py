@@ -1,0 +1,39 @@
+"""The embedded teacher and its recoveries, from the package's data."""
+
+from __future__ import annotations
+
+import json
+
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from liger_mini.convert import linearize
+from liger_mini.recovery.adapters import quiet_peft
+from liger_mini.support.hub import load
+from liger_mini.support.paths import data_dir
+
+WINDOW = 16  # with 4 layers the stacked windows reach 60 of the teacher's 256 tokens of context
+
+
+def load_teacher() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded teacher and its tokenizer, from the package's data."""
+    folder = data_dir() / "teacher"
+    return load(folder).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
+
+    Args:
+        name: "paper" (the paper's gate and recipe) or "recall" (`RECIPES["recall"]`); ``run.json`` beside it tells all.
+    Raises:
+        ValueError: another name.
+    """
+    folder = data_dir() / "recovered"
+    names = sorted(path.name for path in folder.iterdir())
+    if name not in names:
+        raise ValueError(f"no recovered teacher {name!r}: there are {', '.join(map(repr, names))}")
+    model, tokenizer = load_teacher()
+    linearize(model, **json.loads((folder / name / "run.json").read_text("utf-8"))["liger"])
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer

@@ -1,0 +1,34 @@
+"""The needle test on the embedded teacher and on its recoveries (chapter 09)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from liger_mini.evaluation.haystacks import LENGTHS, needle
+from liger_mini.experiments.embedded import load_recovered, load_teacher
+from liger_mini.support.paths import write_atomically
+from liger_mini.support.provenance import provenance
+
+
+def run(
+    output: str | Path = "runs/needle.json", *, lengths: Sequence[int] = LENGTHS, teacher_up_to: int = 8192, **how: Any
+) -> dict[str, Any]:
+    """The needle test on the embedded teacher and on its two recoveries, written as JSON.
+
+    Args:
+        teacher_up_to: tokens; the teacher's time is quadratic, and beyond this it would be most of the whole.
+        how: `depths`, `samples`, `seed` of `needle`.
+    """
+    models: dict[str, list[dict[str, Any]]] = {}
+    for name in ("teacher", "paper", "recall"):
+        model, tokenizer = load_teacher() if name == "teacher" else load_recovered(name)
+        reached = [length for length in lengths if name != "teacher" or length <= teacher_up_to]
+        models[name] = needle(model, tokenizer, lengths=reached, **how)
+        for row in models[name]:
+            print(f"{name:8} {row['length']:6} tokens, depth {row['depth']:.1f}: found {row['found']:.2f}")
+    result = {"models": models, "provenance": provenance()}
+    write_atomically(Path(output), json.dumps(result, indent=1))
+    return result
