@@ -33,29 +33,33 @@ from liger_mini.kernels.tiles import check, chunks, precision_of
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-States = tuple[Tensor, Tensor]
-
 
 def triton_recurrence(
-    q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, states: States, cu_seqlens: Tensor | None = None
-) -> tuple[Tensor, States]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    write: Tensor,
+    log_gate: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """`slots.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
     Args: q, k [B, T, H, K], v [B, T, H, V], write and log_gate [B, T, H, M] in float32, bfloat16 or float16, T ≥ 1,
-        log_gate ≤ 0 and finite; states (K̃ᵀ [B, H, K, M], Ṽ [B, H, M, V]) float32; cu_seqlens [N+1] for N documents
+        log_gate ≤ 0 and finite; states keys = K̃ᵀ [B, H, K, M] and values = Ṽ [B, H, M, V] float32; cu_seqlens [N+1] for N documents
         packed into one row (B = 1), with N in place of B in the states.
     Returns: o [B, T, H, V] in v's dtype, and the states after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K, V, M above 256, TypeError for other dtypes.
     """
-    keys, values = states
     inputs = {"q": q, "k": k, "v": v, "write": write, "log_gate": log_gate}
     widths = {"K": q.shape[-1], "V": v.shape[-1], "M": write.shape[-1]}
-    check(widths, {"states[0]": keys, "states[1]": values}, **inputs)
+    check(widths, {"keys": keys, "values": values}, **inputs)
     how = chunks(*q.shape[:2], cu_seqlens, q.device), precision_of(q, k, v, write)
     with torch.cuda.device_of(q):
         s, keys = _Scores.apply(q, k, write, log_gate, keys.mT, *how)
         o, values = diagonal.Recurrence.apply(s.softmax(-1), write, v, log_gate, values, *how)
-    return o, (keys.mT, values)
+    return o, keys.mT, values
 
 
 class _Scores(torch.autograd.Function):

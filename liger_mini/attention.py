@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from liger_mini.recurrences.checks import document_ends, document_numbers
+from liger_mini.recurrences.documents import document_ends, document_numbers
 from liger_mini.structures import get_structure
 from liger_mini.support.cache import LigerCacheLayer, fit
 from liger_mini.window import sliding_window_attention
@@ -88,11 +88,9 @@ class LigerAttention(nn.Module):
         structure, states = self.structure, None if cache is None else cache.states()
         if k.shape[2] < self.config.num_key_value_heads:  # tensor parallelism: the other heads are elsewhere
             structure = structure.of_heads(self.first_head(), self.config.num_key_value_heads)
-        if states is not None and structure.states == 1:
-            states = states[0]
-        o, states = structure(q, k, v, states, mask=mask, documents=documents)
+        o, states = structure.run(q, k, v, states, mask=mask, documents=documents)
         if cache is not None:
-            cache.update_states(states if isinstance(states, tuple) else (states,))
+            cache.update_states(states)
         return o
 
     def first_head(self) -> int:

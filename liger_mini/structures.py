@@ -20,7 +20,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,7 +32,10 @@ from torch import Tensor
 
 from liger_mini import gates
 from liger_mini.recurrences import gated_recurrence, slot_recurrence
-from liger_mini.recurrences.checks import check_state, document_ends
+from liger_mini.recurrences.checks import check_state
+from liger_mini.recurrences.documents import document_ends, over_documents
+
+States = tuple[Tensor | None, ...]
 
 
 def softmax_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
@@ -48,10 +50,12 @@ class Structure:
     Attributes:
         temper: half-life of a neutral gate in tokens; None where the gate is not computed from one key.
         states: how many tensors its state has.
+        carries: whether the last of them is the gate's own.
     """
 
     temper: float | None = None
     states: ClassVar[int] = 1
+    carries: ClassVar[bool] = False
 
     def log_gate(self, k: Float[Tensor, "B T H K"]) -> Float32[Tensor, "B T H K"] | Float32[Tensor, "B T H"]:
         """log α_t = f(Pool(k_t)), read off the key alone."""
@@ -61,20 +65,69 @@ class Structure:
         """The key side of what a token writes."""
         return softmax_features(k)
 
+    def gates(
+        self, k: Float[Tensor, "B T H K"], carry: Tensor | None, documents: Int[Tensor, "B T"] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log α, carry): the gates of all tokens, where a gate may depend on what its structure carries along.
+
+        Args:
+            k: wide; NOTHING where a token is padding.
+            carry: what the call before returned; None unless `carries`.
+        """
+        return self.log_gate(k), carry
+
     def inputs(
         self,
         q: Float[Tensor, "B T H K"],
         k: Float[Tensor, "B T Hkv K"],
         v: Float[Tensor, "B T Hkv V"],
+        log_gate: Tensor | None = None,
         mask: Float[Tensor, "B T"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """What the recurrence is given: q, k, v, log_gate with the feature maps, the gate and the mask applied."""
-        log_gate = self.log_gate(k)
-        return softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
+    ) -> dict[str, Tensor]:
+        """What the recurrence is given, by name; log_gate None is `self.log_gate(k)`."""
+        log_gate = self.log_gate(k) if log_gate is None else log_gate
+        write = self.write(k, log_gate)
+        return {"q": softmax_features(q), "k": write, "v": hide(mask, v), "log_gate": hide(mask, log_gate)}
 
-    def run(self, inputs: tuple[Tensor, ...], state: Any = None, **how: Any) -> tuple[Tensor, Any]:
-        """(o, state) from `inputs`; how: `cu_seqlens`, `backend`."""
-        return gated_recurrence(*inputs, initial_state=state, **how)
+    def recurrence(self, inputs: dict[str, Tensor], states: States, **how: Any) -> tuple[Tensor, States]:
+        """(o, states) from `inputs`; how: `cu_seqlens`, `backend`."""
+        o, S = gated_recurrence(**inputs, initial_state=states[0], **how)
+        return o, (S,)
+
+    def run(
+        self,
+        q: Float[Tensor, "B T H K"],
+        k: Float[Tensor, "B T Hkv K"],
+        v: Float[Tensor, "B T Hkv V"],
+        states: States | None = None,
+        *,
+        mask: Float[Tensor, "B T"] | None = None,
+        documents: Int[Tensor, "B T"] | None = None,
+        cu_seqlens: Int[Tensor, "N+1"] | None = None,
+        backend: str = "auto",
+    ) -> tuple[Float[Tensor, "B T H V"], States]:
+        """`__call__`, whose states are always a tuple."""
+        *states, carry = (*(states or (None,) * self.states), *(() if self.carries else (None,)))
+        log_gate, carry = self._gates(hide(mask, gates.wide(k), gates.NOTHING), carry, documents, cu_seqlens)
+        inputs = self.inputs(q, k, v, log_gate, mask)
+        inputs["log_gate"] = forget_before(documents, inputs["log_gate"])
+        o, states = self.recurrence(inputs, tuple(states), cu_seqlens=cu_seqlens, backend=backend)
+        return o, (*states, carry) if self.carries else states
+
+    def _gates(
+        self, k: Tensor, carry: Tensor | None, documents: Tensor | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`gates`, document by document if packed, from a carry that is there."""
+        if not self.carries:
+            return self.gates(k, None, documents)
+        N = len(k) if cu_seqlens is None else len(document_ends(cu_seqlens, *k.shape[:2])) - 1
+        shape = (N, *k.shape[2:])
+        if carry is None:
+            carry = k.new_zeros(shape)
+        check_state("state[-1], the gate's,", carry, shape, k)
+        if cu_seqlens is None:
+            return self.gates(k, carry, documents)
+        return over_documents(self.gates, cu_seqlens, (k,), (carry,))
 
     def __call__(
         self,
@@ -83,10 +136,7 @@ class Structure:
         v: Float[Tensor, "B T Hkv V"],
         state: Any = None,
         backend: str = "auto",
-        *,
-        mask: Float[Tensor, "B T"] | None = None,
-        documents: Int[Tensor, "B T"] | None = None,
-        cu_seqlens: Int[Tensor, "N+1"] | None = None,
+        **how: Any,
     ) -> tuple[Float[Tensor, "B T H V"], Any]:
         """Run the structure on raw projections.
 
@@ -99,9 +149,10 @@ class Structure:
         Returns:
             o in v's dtype, and the state after the last token (a tuple where `states` is 2).
         """
-        *inputs, log_gate = self.inputs(q, k, v, mask)
-        log_gate = forget_before(documents, log_gate)
-        return self.run((*inputs, log_gate), state, cu_seqlens=cu_seqlens, backend=backend)
+        if state is not None and self.states == 1:
+            state = (state,)
+        o, states = self.run(q, k, v, state, backend=backend, **how)
+        return o, states if self.states > 1 else states[0]
 
     def of_heads(self, first: int, heads: int) -> Structure:
         """The structure for a process that has only some of a layer's `heads` key heads, from number `first` on."""
@@ -176,12 +227,12 @@ class Mamba2(Structure):
 class MLSTM(GatedRetention):
     """Gated Retention with a normaliser n_t = α_t n_{t-1} + φ(k_t), carried as one more value column of S."""
 
-    def inputs(self, q, k, v, mask=None):
-        return super().inputs(q, k, torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1), mask)
+    def inputs(self, q, k, v, log_gate=None, mask=None):
+        return super().inputs(q, k, torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1), log_gate, mask)
 
-    def run(self, inputs, state=None, **how):
-        o, state = super().run(inputs, state, **how)
-        return o[..., :-1] / o[..., -1:].abs().clamp(min=1), state
+    def recurrence(self, inputs, states, **how):
+        o, states = super().recurrence(inputs, states, **how)
+        return o[..., :-1] / o[..., -1:].abs().clamp(min=1), states
 
 
 @dataclass(frozen=True)
@@ -235,45 +286,28 @@ class LightNet(Structure):
     """
 
     states: ClassVar[int] = 2
+    carries: ClassVar[bool] = True
+
+    def gates(self, k, carry, documents=None):
+        log_z = log_running_sum(k, carry, documents)  # [B, 1 + T, H, K]: before the first token, and after each
+        log_gate = forget_before(documents, F.logsigmoid(log_z[:, :-1] - k))
+        return log_gate, F.softplus(log_z[:, -1])  # exact for keys down to -90
 
     def log_gate(self, k):
-        return self.running(gates.wide(k), None)[0]
+        return self._gates(gates.wide(k), None, None, None)[0]
 
     def write(self, k, log_gate):
         return -log_gate.expm1().to(k.dtype)
 
-    def inputs(self, q, k, v, mask=None):
-        q, w, v, log_gate = super().inputs(q, hide(mask, gates.wide(k), gates.NOTHING), v, mask)  # padding adds nothing
-        return q, w.to(q.dtype), v, log_gate
 
-    def running(self, k: Tensor, log1p_z: Tensor | None, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """log α_t [B, T, H, K], and log(1 + z) after the last token [B, H, K] (exact for keys down to -90).
-
-        Where `documents` are told, z begins anew with each.
-        """
-        if log1p_z is None:
-            log1p_z = k.new_zeros(k.shape[0], *k.shape[2:])
-        some = log1p_z > 0
-        log_z = log1p_z + (-torch.expm1(-log1p_z.where(some, 1))).log()
-        log_z = torch.cat([log_z.where(some, gates.NOTHING).unsqueeze(1), k], dim=1)
-        log_z = log_z.logcumsumexp(1) if documents is None else logcumsumexp_within(documents, log_z)
-        return forget_before(documents, F.logsigmoid(log_z[:, :-1] - k)), F.softplus(log_z[:, -1])
-
-    def __call__(self, q, k, v, state=None, backend="auto", *, mask=None, documents=None, cu_seqlens=None):
-        lengths = [k.shape[1]]
-        if cu_seqlens is not None:
-            lengths = [b - a for a, b in itertools.pairwise(document_ends(cu_seqlens, *k.shape[:2]))]
-        N = len(k) if cu_seqlens is None else len(lengths)
-        S, log1p_z = (None, None) if state is None else state
-        if log1p_z is not None:
-            check_state("state[1], log(1 + z),", log1p_z, (N, *k.shape[2:]), q)
-        starts = [None] * len(lengths) if log1p_z is None else log1p_z.split(1 if cu_seqlens is not None else N)
-        seen = hide(mask, gates.wide(k), gates.NOTHING)
-        parts = [self.running(part, start, documents) for part, start in zip(seen.split(lengths, dim=1), starts)]
-        log_gate, log1p_z = torch.cat([g for g, _ in parts], dim=1), torch.cat([z for _, z in parts])
-        inputs = softmax_features(q), self.write(k, log_gate), hide(mask, v), hide(mask, log_gate)
-        o, S = self.run(inputs, S, cu_seqlens=cu_seqlens, backend=backend)
-        return o, (S, log1p_z)
+def log_running_sum(
+    k: Float[Tensor, "B T H K"], log1p_z: Float[Tensor, "B H K"], documents: Int[Tensor, "B T"] | None
+) -> Float[Tensor, "B 1+T H K"]:
+    """log z before the first token and after each, z_t = z_{t-1} + exp(k_t), which begins anew with each document."""
+    some = log1p_z > 0
+    log_z = log1p_z + (-torch.expm1(-log1p_z.where(some, 1))).log()
+    log_z = torch.cat([log_z.where(some, gates.NOTHING).unsqueeze(1), k], dim=1)
+    return log_z.logcumsumexp(1) if documents is None else logcumsumexp_within(documents, log_z)
 
 
 def logcumsumexp_within(documents: Tensor, x: Tensor) -> Tensor:
@@ -310,13 +344,13 @@ class GSA(Structure):
             gates.pool(gates.wide(k), k.shape[-1] if self.slots is None else self.slots), self.temper
         )
 
-    def inputs(self, q, k, v, mask=None):
-        log_gate = self.log_gate(k)
-        w = -log_gate.expm1().to(k.dtype)
-        return q, k, v, hide(mask, w), hide(mask, log_gate)
+    def inputs(self, q, k, v, log_gate=None, mask=None):
+        log_gate = self.log_gate(k) if log_gate is None else log_gate
+        write = hide(mask, -log_gate.expm1().to(k.dtype))
+        return {"q": q, "k": k, "v": v, "slot_write": write, "log_gate": hide(mask, log_gate)}
 
-    def run(self, inputs, state=None, **how):
-        return slot_recurrence(*inputs, initial_state=state, **how)
+    def recurrence(self, inputs, states, **how):
+        return slot_recurrence(**inputs, initial_state=None if states[0] is None else states, **how)
 
 
 structures = MappingProxyType(

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from liger_mini.recurrences.checks import document_ends, document_numbers, require_triton
+from liger_mini.recurrences.checks import require_triton
+from liger_mini.recurrences.documents import document_ends, document_numbers
 
 BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds

@@ -34,7 +34,7 @@ def agree(ours, theirs):
 @pytest.mark.parametrize("name", ["gla", "hgrn2", "rwkv6"])
 def test_vector_gates_agree_with_gla(qkv, name, backend):
     structure = lm.structures[name]
-    q, k, v, log_gate = structure.inputs(*qkv)
+    q, k, v, log_gate = structure.inputs(*qkv).values()
     S = torch.randn(B, H, K, V)
     o, last = structure(*qkv, S, backend)
     agree((o, last), gla.naive_recurrent_gla(q * K**0.5, k, v, log_gate, S, output_final_state=True))
@@ -46,7 +46,7 @@ def test_rwkv6_agrees_with_theirs(qkv, backend):
 
     So their output for a query one token later, with u = 0, is ours.
     """
-    q, k, v, log_gate = lm.structures["rwkv6"].inputs(*qkv)
+    q, k, v, log_gate = lm.structures["rwkv6"].inputs(*qkv).values()
     later = [F.pad(x.transpose(1, 2), (0, 0, a, 1 - a)) for x, a in ((q, 1), (k, 0), (v, 0), (log_gate, 0))]
     theirs, last = naive_recurrent_rwkv6(*later, torch.zeros(H, K), scale=1, output_final_state=True)
     o, state = lm.structures["rwkv6"](*qkv, backend=backend)
@@ -57,7 +57,7 @@ def test_rwkv6_agrees_with_theirs(qkv, backend):
 @pytest.mark.parametrize("name", ["mamba2", "gated_retention", "lightning", "linear"])
 def test_scalar_gates_agree_with_simple_gla(qkv, name, backend):
     structure = lm.structures[name]
-    q, k, v, log_gate = structure.inputs(*qkv)
+    q, k, v, log_gate = structure.inputs(*qkv).values()
     S = torch.randn(B, H, K, V)
     theirs = naive_recurrent_simple_gla(q, k, v, log_gate, scale=1, initial_state=S, output_final_state=True)
     agree(structure(*qkv, S, backend), theirs)
@@ -66,7 +66,7 @@ def test_scalar_gates_agree_with_simple_gla(qkv, name, backend):
 @backends
 def test_gsa_agrees(qkv, backend):
     structure = lm.structures["gsa"]
-    q, k, v, write, log_gate = structure.inputs(*qkv)
+    q, k, v, write, log_gate = structure.inputs(*qkv).values()
     states = (torch.randn(B, H, K, K), torch.randn(B, H, K, V))
     theirs = naive_recurrent_gsa(q, k, v, write, log_gate, 1.0, states, output_final_state=True)
     agree(structure(*qkv, states, backend), theirs)

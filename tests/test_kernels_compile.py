@@ -31,7 +31,7 @@ def wrappers(x):
     q, k, v, state = x(B, T, H, K), x(B, T, H, K), x(B, T, H, V), x(B, H, K, V, dtype=float32)
     yield diagonal.triton_recurrence(q, k, v, x(B, T, H, K, dtype=float32), state)
     yield scalar.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), state)
-    yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), (state, state))
+    yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), state, state)
     yield window.triton_window(q, k, v, 64)
 
 

@@ -137,7 +137,5 @@ def test_writing_follows_links_and_refuses_folders(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a system without /dev")
 def test_writing_to_standard_output_writes_there(tmp_path):
-    command = (
-        "from pathlib import Path; from liger_mini.support.paths import write_atomically as w; w(Path('/dev/stdout'), 'here')"
-    )
+    command = "from pathlib import Path; from liger_mini.support.paths import write_atomically as w; w(Path('/dev/stdout'), 'here')"
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True).stdout == "here"

@@ -62,10 +62,9 @@ def differentiate(run: Callable, leaves: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def run_recurrence(structure: Structure, leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    inputs = tuple(x for name, x in leaves.items() if not name.startswith("initial"))
+    inputs = {name: x for name, x in leaves.items() if not name.startswith("initial")}
     states = tuple(x for name, x in leaves.items() if name.startswith("initial"))
-    o, finals = structure.run(inputs, states if len(states) > 1 else states[0], backend=backend)
-    finals = finals if isinstance(finals, tuple) else (finals,)
+    o, finals = structure.recurrence(inputs, states, backend=backend)
     return {"output": o, **{f"final state {i}": S for i, S in enumerate(finals)}}
 
 
@@ -75,12 +74,10 @@ def run_window(leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
 
 def recurrence_leaves(structure: Structure, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
     """What the structure gives its recurrence, rounded to `dtype` (gates and states float32), by name."""
-    inputs = structure.inputs(*projections(dtype, device))
-    names = ("q", "k", "v", "log_gate") if len(inputs) == 4 else ("q", "k", "v", "slot_write", "log_gate")
-    leaves = dict(zip(names, inputs))
+    leaves = structure.inputs(*projections(dtype, device))
     leaves["log_gate"] = leaves["log_gate"].clone()  # an expanded view cannot be a leaf of its own
-    state = structure.run(inputs, backend="chunked")[1]  # after one pass over the same tokens: a state as they occur
-    states = state if isinstance(state, tuple) else (state,)
+    # after one pass over the same tokens: states as they occur
+    _, states = structure.recurrence(leaves, (None,) * (structure.states - structure.carries), backend="chunked")
     return {**leaves, **{f"initial state {i}": S.float() for i, S in enumerate(states)}}
 
 

@@ -74,27 +74,6 @@ def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> 
         raise ValueError(f"{name} is on {state.device}, but q is on {q.device}; move them to one device")
 
 
-def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
-    """cu_seqlens as a list [0, …, T] that never falls; a document may be empty."""
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of whole numbers [N+1]")
-    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
-        raise ValueError(
-            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; allowed are whole numbers [N+1]"
-        )
-    if B != 1:
-        raise ValueError(f"cu_seqlens describes documents packed into one row, but the batch has B = {B} rows")
-    ends = cu_seqlens.tolist()
-    if len(ends) < 2 or ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
-        raise ValueError(f"cu_seqlens = {ends} must rise from 0 to T = {T}")
-    return ends
-
-
-def document_numbers(cu_seqlens: Tensor, T: int) -> Tensor:
-    """Which document each token of a packed row belongs to, [1, T], made without reading a value."""
-    return torch.bucketize(torch.arange(T, device=cu_seqlens.device), cu_seqlens, right=True).unsqueeze(0)
-
-
 def require_triton() -> None:
     """Say what is missing where `backend="triton"` cannot even be imported."""
     if importlib.util.find_spec("triton") is None:

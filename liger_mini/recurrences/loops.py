@@ -7,7 +7,6 @@ state of key head h // (H / H_kv)). The state belongs to the keys, so it has H_k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +16,13 @@ CHUNK = 32  # C: tokens that are handled by matrix products between two states
 SPAN = 8  # chunks worked on side by side: as many as the processor's cache holds
 
 
-def over_tokens(step: Callable, inputs: Sequence[Tensor], state: Any) -> tuple[Tensor, Any]:
-    """The recurrence as it is written: a loop over time. inputs [B, T, ...]; step(*tokens, state) -> (o, state)."""
+def over_tokens(step: Callable, inputs: Sequence[Tensor], *states: Tensor) -> tuple[Tensor, ...]:
+    """The recurrence as it is written: a loop over time. inputs [B, T, ...]; step(*tokens, *states) -> (o, *states)."""
     outputs = []
     for t in range(inputs[0].shape[1]):
-        o, state = step(*(x[:, t] for x in inputs), state)
+        o, *states = step(*(x[:, t] for x in inputs), *states)
         outputs.append(o)
-    return torch.stack(outputs, dim=1), state
+    return torch.stack(outputs, dim=1), *states
 
 
 def over_chunks(span: Callable, inputs: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:

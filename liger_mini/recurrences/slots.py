@@ -13,8 +13,8 @@ Two recurrences with a softmax between. The second is the diagonal recurrence wi
 | step    | O(M (K + V)) a token       | O(M (K + V)) a head                   | 1                |
 | chunked | O(T (C + M) (K + V))       | O(T M) for the scores, O(N M (K + V)) | T / C, twice     |
 
-Shapes: q [B, T, H, K]; k [B, T, H_kv, K]; v [B, T, H_kv, V]; write, log_gate [B, T, H_kv, M]; states
-(K̃ᵀ [B, H_kv, K, M], Ṽ [B, H_kv, M, V]).
+Shapes: q [B, T, H, K]; k [B, T, H_kv, K]; v [B, T, H_kv, V]; write, log_gate [B, T, H_kv, M]; states keys = K̃ᵀ
+[B, H_kv, K, M] and values = Ṽ [B, H_kv, M, V].
 """
 
 from __future__ import annotations
@@ -24,27 +24,31 @@ from torch import Tensor
 from liger_mini.recurrences import diagonal
 from liger_mini.recurrences.loops import carry, over_chunks, over_tokens, read
 
-States = tuple[Tensor, Tensor]
 
-
-def naive(q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, states: States) -> tuple[Tensor, States]:
+def naive(
+    q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The definition: one `step` after the other."""
-    return over_tokens(step, (q, k, v, write, log_gate), states)
+    return over_tokens(step, (q, k, v, write, log_gate), keys, values)
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, states: States) -> tuple[Tensor, States]:
+def step(
+    q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """One token: q [B, H, K], k [B, H_kv, K], v [B, H_kv, V], write and log_gate [B, H_kv, M]."""
-    alpha, (keys, values) = log_gate.exp(), states
+    alpha = log_gate.exp()
     keys = alpha[..., None, :] * keys + k[..., :, None] * write[..., None, :]  # K̃ᵀ [B, H_kv, K, M]
     values = alpha[..., :, None] * values + write[..., :, None] * v[..., None, :]  # Ṽ [B, H_kv, M, V]
-    return read(read(q, keys).softmax(-1), values), (keys, values)
+    return read(read(q, keys).softmax(-1), values), keys, values
 
 
-def chunked(q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, states: States) -> tuple[Tensor, States]:
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, write: Tensor, log_gate: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Both passes in chunks: scores q_t K̃_tᵀ, softmax over the slots, then the diagonal recurrence."""
-    scores, keys = over_chunks(span, (q, k, write, log_gate), states[0])  # [B, T, H, M]
-    o, values = diagonal.chunked(scores.softmax(-1), write, v, log_gate, states[1])
-    return o, (keys, values)
+    scores, keys = over_chunks(span, (q, k, write, log_gate), keys)  # scores [B, T, H, M]
+    o, values = diagonal.chunked(scores.softmax(-1), write, v, log_gate, values)
+    return o, keys, values
 
 
 def span(q_n: Tensor, k_n: Tensor, w_n: Tensor, g_n: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,75 @@
+"""Pick a form of a recurrence, bring everything to one float type, and run it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from liger_mini.recurrences import diagonal, scalar, slots
+from liger_mini.recurrences.checks import check_state, require_triton
+from liger_mini.recurrences.documents import document_ends, over_documents
+
+BACKENDS = ("auto", "naive", "chunked", "triton")
+TWINS = {
+    diagonal: "liger_mini.kernels.diagonal",
+    scalar: "liger_mini.kernels.scalar",
+    slots: "liger_mini.kernels.slots",
+}
+
+
+def check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
+    if backend == "triton":
+        require_triton()
+
+
+def run(
+    recurrence: ModuleType,
+    q: Tensor,
+    inputs: Sequence[Tensor],  # k, v, what else is written, log_gate
+    states: dict[str, tuple[Tensor | None, tuple[int, ...]]],  # name -> (the state, None for zeros; its shape, less N)
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """(o in v's dtype, and every state after the last token of each row or document)."""
+    B, T = q.shape[:2]
+    N = B if cu_seqlens is None else len(document_ends(cu_seqlens, B, T)) - 1
+    compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs)), torch.float32)
+    starts = [_start(name, S, (N, *shape), q, compute) for name, (S, shape) in states.items()]
+    if backend == "triton":
+        return _run_triton(recurrence, (q, *inputs[:-1], inputs[-1].to(compute)), starts, cu_seqlens)
+    one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
+    form = recurrence.naive if backend == "naive" or one_token else recurrence.chunked
+    exact = [x.to(compute) for x in (q, *inputs)]
+    if cu_seqlens is None:
+        o, *finals = form(*exact, *starts)
+    else:
+        o, *finals = over_documents(form, cu_seqlens, exact, starts)
+    return o.to(inputs[1].dtype), *finals
+
+
+def _start(name: str, state: Tensor | None, shape: tuple[int, ...], q: Tensor, compute: torch.dtype) -> Tensor:
+    if state is None:
+        return q.new_zeros(shape, dtype=compute)
+    check_state(name, state, shape, q)
+    return state.to(compute)
+
+
+def _run_triton(
+    recurrence: ModuleType, inputs: Sequence[Tensor], states: Sequence[Tensor], cu_seqlens: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head."""
+    form: Callable = importlib.import_module(TWINS[recurrence]).triton_recurrence
+    q, *inputs = inputs
+    groups = q.shape[2] // inputs[0].shape[2]
+    if groups > 1:
+        inputs = [x.repeat_interleave(groups, dim=2) for x in inputs]
+        states = [S.repeat_interleave(groups, dim=1) for S in states]
+    o, *finals = form(q, *inputs, *states, cu_seqlens)
+    return o, *(S[:, ::groups] for S in finals)

@@ -1,0 +1,48 @@
+"""Documents packed into one row (chapter 03): where they end, and a recurrence over each of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def over_documents(
+    run: Callable, cu_seqlens: Tensor, inputs: Sequence[Tensor], states: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """run(*inputs, *states) -> (output, *states) for each document; outputs go side by side, states below each other.
+
+    Args:
+        inputs: [1, T, ...]. states: [N, ...], one a document; an empty document hands its own through.
+    """
+    outputs, finals = [], []
+    for n, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):
+        final = tuple(S[n : n + 1] for S in states)
+        if end > start:
+            o, *final = run(*(x[:, start:end] for x in inputs), *final)
+            outputs.append(o)
+        finals.append(final)
+    return torch.cat(outputs, dim=1), *(torch.cat(S) for S in zip(*finals))
+
+
+def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
+    """cu_seqlens as a list [0, …, T] that never falls; a document may be empty."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of whole numbers [N+1]")
+    if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
+        raise ValueError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} and dtype {cu_seqlens.dtype}; allowed are whole numbers [N+1]"
+        )
+    if B != 1:
+        raise ValueError(f"cu_seqlens describes documents packed into one row, but the batch has B = {B} rows")
+    ends = cu_seqlens.tolist()
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
+        raise ValueError(f"cu_seqlens = {ends} must rise from 0 to T = {T}")
+    return ends
+
+
+def document_numbers(cu_seqlens: Tensor, T: int) -> Tensor:
+    """Which document each token of a packed row belongs to, [1, T], made without reading a value."""
+    return torch.bucketize(torch.arange(T, device=cu_seqlens.device), cu_seqlens, right=True).unsqueeze(0)
