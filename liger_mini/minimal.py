@@ -1,6 +1,7 @@
 """One Liger layer by its definition (chapter 06). Read this first: no cache, no padding, no grouped heads, no dispatch.
 
-After arXiv 2503.01496. A layer of a pretrained Transformer has W_q, W_k, W_v, W_o. Liger keeps them as they are, adds nothing, and computes
+After arXiv 2503.01496. A layer of a pretrained Transformer has W_q, W_k, W_v and W_o. Liger keeps them as they are, adds
+nothing, and computes
 
     α_t = σ(k_t)^(1/τ)                       the gate, read off the key (Table 1, GLA; the authors' code has τ = 16)
     S_t = diag(α_t) S_{t-1} + φ(k_t)ᵀ v_t     a state of K x V numbers, φ = softmax
