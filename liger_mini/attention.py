@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from liger_mini.recurrences.documents import document_ends, document_numbers
+from liger_mini.recurrences.documents import check_documents, document_numbers
 from liger_mini.structures import get_structure
 from liger_mini.support.cache import LigerCacheLayer, fit
 from liger_mini.window import sliding_window_attention
@@ -187,8 +187,7 @@ def documents_of(cu_seqlens: Tensor | None, position_ids: Tensor | None, B: int,
     taken as if they did.
     """
     if cu_seqlens is not None:
-        if not torch.compiler.is_compiling():
-            document_ends(cu_seqlens, B, T)  # or it says what is wrong
+        check_documents(cu_seqlens, B, T)
         return document_numbers(cu_seqlens, T)
     if position_ids is None or T == 1:
         return None

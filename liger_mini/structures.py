@@ -33,7 +33,7 @@ from torch import Tensor
 from liger_mini import gates
 from liger_mini.recurrences import gated_recurrence, slot_recurrence
 from liger_mini.recurrences.checks import check_state
-from liger_mini.recurrences.documents import document_ends, over_documents
+from liger_mini.recurrences.documents import check_documents, over_documents
 
 States = tuple[Tensor | None, ...]
 
@@ -120,8 +120,9 @@ class Structure:
         """`gates`, document by document if packed, from a carry that is there."""
         if not self.carries:
             return self.gates(k, None, documents)
-        N = len(k) if cu_seqlens is None else len(document_ends(cu_seqlens, *k.shape[:2])) - 1
-        shape = (N, *k.shape[2:])
+        if cu_seqlens is not None:
+            check_documents(cu_seqlens, *k.shape[:2])
+        shape = (len(k) if cu_seqlens is None else len(cu_seqlens) - 1, *k.shape[2:])
         if carry is None:
             carry = k.new_zeros(shape)
         check_state("state[-1], the gate's,", carry, shape, k)

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from liger_mini.recurrences.checks import require_triton
-from liger_mini.recurrences.documents import document_ends, document_numbers
+from liger_mini.recurrences.documents import check_documents, document_numbers
 
 BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds
@@ -54,7 +54,7 @@ def sliding_window_attention(
     """
     _check(q, k, v, window, key_mask, backend)
     if cu_seqlens is not None:
-        document_ends(cu_seqlens, k.shape[0], k.shape[1])
+        check_documents(cu_seqlens, *k.shape[:2])
         if q.shape[1] != k.shape[1]:
             raise ValueError(
                 f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}"

@@ -40,8 +40,8 @@ def run(options: Namespace) -> None:
     recipe = dataclasses.replace(recipe, steps=steps, bf16=device == "cuda")
     teacher = open_model(options.model) if options.model else None
     tokenizer = open_tokenizer(options.model) if options.model else load_teacher()[1]
-    settings, dataset = shared.settings(options), shared.rows(options.data, tokenizer, options.length, recipe)
-    Settings(**settings)  # or it says what is wrong, before the minutes of training
+    settings = dataclasses.asdict(Settings(**shared.settings(options)))
+    dataset = shared.rows(options.data, tokenizer, options.length, recipe)
     held_out = HeldOut(tokenizer, length=options.length)
     if teacher is None:
         teacher, folder = one_billion(tokenizer).to(device), Path(options.output_dir) / "teacher"

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import ProgressCallback
 
-from liger_mini.attention import liger_layers
+from liger_mini.attention import LigerAttention
 from liger_mini.convert import refuse_adapters
 from liger_mini.corpora.batches import Collator
 from liger_mini.evaluation.measure import branches
@@ -119,58 +120,107 @@ def recover(
         if (output_dir / "result.json").is_file():
             return _finished(peft_model, model, output_dir, before)
         after, (trained, _) = _parameters_after_merging(peft_model), peft_model.get_nb_trainable_parameters()
-        rows, sharded = _train_stages(peft_model, model, output_dir, dataset, recipe, save_every, log_every)
-        last = rows[-1] if rows else {"seconds": 0.0, "tokens": 0}
+        rows = CheckedRows(dataset, model.config)
+        for stage in _stages(model, output_dir, recipe):
+            done = stage.run(peft_model, rows, recipe, save_every, log_every)
+        last = done.log[-1] if done.log else {"seconds": 0.0, "tokens": 0}
         result = Recovery(
             recipe=recipe,
-            losses=[(row["step"], row["loss"]) for row in rows],
+            losses=[(row["step"], row["loss"]) for row in done.log],
             seconds=last["seconds"],
             tokens=last["tokens"],
             parameters=after,
             parameters_added=after - before,
             parameters_trained=trained,
-            merged=not sharded,
+            merged=not done.sharded,
             peak_bytes=_peak_bytes(),
         )
-        with explained(output_dir):
-            if processes.is_main_process:
-                name_base(output_dir / "adapter", model)
-                write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
-        if not sharded:
-            _merge(peft_model, model)
+        _finish(peft_model, model, output_dir, done, result)
     return result
 
 
-def _train_stages(
-    peft_model: PeftModel,
-    model: PreTrainedModel,
-    output_dir: Path,
-    dataset: Dataset,
-    recipe: Recipe,
-    save_every: int,
-    log_every: int,
-) -> tuple[list[dict[str, Any]], bool]:
-    """Attention transfer if there is any, then the rest, whose adapter is saved: its log, and whether FSDP split the model."""
-    how = {
-        "dataset": CheckedRows(dataset, model.config),
-        "recipe": recipe,
-        "save_every": save_every,
-        "log_every": log_every,
-    }
+@dataclass(frozen=True)
+class Done:
+    """A stage that is over.
+
+    Attributes:
+        log: one row a log, earlier runs included. sharded: whether FSDP has the weights in pieces.
+        save: writes the adapter into a folder.
+    """
+
+    log: list[dict[str, Any]]
+    sharded: bool
+    save: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with a folder of its own: it goes on from its last complete checkpoint, or is over at once.
+
+    Attributes:
+        folder: of its checkpoints and its log. steps: None: the recipe's epochs. trainer: what it trains for.
+    """
+
+    folder: Path
+    steps: int | None
+    trainer: Callable[..., Trainer]
+    callbacks: Sequence[TrainerCallback] = ()
+
+    def run(self, model: PeftModel, rows: CheckedRows, recipe: Recipe, save_every: int, log_every: int) -> Done:
+        """Train what is left to train."""
+        log, last = MetricsLog(self.folder / "metrics.jsonl"), last_complete_checkpoint(self.folder / "checkpoints")
+        if is_finished(last):  # the Trainer would train a step more
+            model.load_adapter(str(last), "default", is_trainable=True)
+            return Done(log.rows, sharded=False, save=_saver(model))
+        if last is not None and (last / "pytorch_model_fsdp.bin").exists() and not _under_fsdp():
+            raise ValueError(
+                f"the run in {self.folder} was started under FSDP and is not finished; go on with the same launch"
+            )
+        collator = Collator(max(model.config.pad_token_id or 0, 0))
+        if recipe.packing:
+            collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+        trainer = self.trainer(
+            model,
+            _training_arguments(self.folder, recipe, self.steps, save_every, log_every),
+            train_dataset=rows,
+            data_collator=collator,
+            callbacks=[log, *self.callbacks],
+        )
+        if trainer.is_fsdp_enabled and recipe.bf16:  # else the loss and the logits would be rounded as well
+            fsdp = trainer.accelerator.state.fsdp_plugin
+            fsdp.mixed_precision_policy = dataclasses.replace(fsdp.mixed_precision_policy, output_dtype=torch.float32)
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook than in a terminal
+        trainer.add_callback(_ProgressBar)
+        with explained(self.folder):
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        sharded = trainer.is_fsdp_enabled
+        return Done(log.rows, sharded, save=(lambda to: trainer.save_model(str(to))) if sharded else _saver(model))
+
+
+def _saver(model: PeftModel) -> Callable[[Path], None]:
+    return model.save_pretrained if PartialState().is_main_process else lambda to: None
+
+
+def _stages(model: PreTrainedModel, output_dir: Path, recipe: Recipe) -> Iterator[Stage]:
+    """Attention transfer if there is any, then the rest."""
     if recipe.transfer_steps:
-        _train(TransferTrainer, peft_model, output_dir / "transfer", recipe.transfer_steps, **how)
-    callbacks = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
-    trainer_class = NextTokenTrainer
+        yield Stage(output_dir / "transfer", recipe.transfer_steps, TransferTrainer)
+    trainer = NextTokenTrainer
     if recipe.distillation:
-        trainer_class = functools.partial(DistillationTrainer, weight=recipe.distillation)
-    trainer, rows = _train(trainer_class, peft_model, output_dir, recipe.steps, callbacks=callbacks, **how)
-    sharded = trainer is not None and trainer.is_fsdp_enabled
+        trainer = functools.partial(DistillationTrainer, weight=recipe.distillation)
+    dropout = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []
+    yield Stage(output_dir, recipe.steps, trainer, dropout)
+
+
+def _finish(peft_model: PeftModel, model: PreTrainedModel, output_dir: Path, done: Done, result: Recovery) -> None:
+    """Save the adapter and what was measured, and merge; weights in pieces are left to a single process."""
     with explained(output_dir):
-        if sharded:  # weights in pieces: gather the adapter, and leave merging to a single process
-            trainer.save_model(str(output_dir / "adapter"))
-        elif PartialState().is_main_process:
-            peft_model.save_pretrained(output_dir / "adapter")
-    return rows, sharded
+        done.save(output_dir / "adapter")
+        if PartialState().is_main_process:
+            name_base(output_dir / "adapter", model)
+            write_atomically(output_dir / "result.json", json.dumps(result.to_dict(), indent=1))
+    if not done.sharded:
+        _merge(peft_model, model)
 
 
 @contextmanager
@@ -227,47 +277,6 @@ def _parameters_after_merging(model: PeftModel) -> int:
         if "lora_" not in name and ".original_module." not in name
     }
     return sum(left.values())
-
-
-def _train(
-    trainer_class: Callable[..., Trainer],
-    model: PeftModel,
-    output_dir: Path,
-    steps: int | None,
-    *,
-    dataset: Dataset,
-    recipe: Recipe,
-    save_every: int,
-    log_every: int,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> tuple[Trainer | None, list[dict[str, Any]]]:
-    """One stage, from its last complete checkpoint if it has one: the trainer (None if nothing was left to do), the log."""
-    log, last = MetricsLog(output_dir / "metrics.jsonl"), last_complete_checkpoint(output_dir / "checkpoints")
-    if is_finished(last):  # the Trainer would train a step more
-        model.load_adapter(str(last), "default", is_trainable=True)
-        return None, log.rows
-    if last is not None and (last / "pytorch_model_fsdp.bin").exists() and not _under_fsdp():
-        raise ValueError(
-            f"the run in {output_dir} was started under FSDP and is not finished; go on with the same launch"
-        )
-    collator = Collator(max(model.config.pad_token_id or 0, 0))
-    if recipe.packing:
-        collator = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
-    trainer = trainer_class(
-        model,
-        _training_arguments(output_dir, recipe, steps, save_every, log_every),
-        train_dataset=dataset,
-        data_collator=collator,
-        callbacks=[log, *callbacks],
-    )
-    if trainer.is_fsdp_enabled and recipe.bf16:  # else the loss and the logits would be rounded as well
-        fsdp = trainer.accelerator.state.fsdp_plugin
-        fsdp.mixed_precision_policy = dataclasses.replace(fsdp.mixed_precision_policy, output_dtype=torch.float32)
-    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook than in a terminal
-    trainer.add_callback(_ProgressBar)
-    with explained(output_dir):
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    return trainer, log.rows
 
 
 def _micro_batch_size(recipe: Recipe) -> int:
@@ -381,7 +390,8 @@ def _check_model(model: PreTrainedModel, train_in_full: Sequence[str]) -> None:
     if isinstance(model, PeftModel):
         raise TypeError("the model is inside PEFT already; merge its adapters first, model.merge_and_unload()")
     refuse_adapters(model, "a recovery would throw away")
-    liger_layers(model)
+    if not any(isinstance(module, LigerAttention) for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has no Liger Attention: linearize it first")
     if not getattr(model, "can_generate", bool)():
         raise TypeError(
             f"{type(model).__name__} is no causal language model, and recovery trains the next token's probability; load it "

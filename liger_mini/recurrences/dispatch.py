@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liger_mini.recurrences import diagonal, scalar, slots
 from liger_mini.recurrences.checks import check_state, require_triton
-from liger_mini.recurrences.documents import document_ends, over_documents
+from liger_mini.recurrences.documents import check_documents, over_documents
 
 BACKENDS = ("auto", "naive", "chunked", "triton")
 TWINS = {
@@ -39,7 +39,9 @@ def run(
 ) -> tuple[Tensor, ...]:
     """(o in v's dtype, and every state after the last token of each row or document)."""
     B, T = q.shape[:2]
-    N = B if cu_seqlens is None else len(document_ends(cu_seqlens, B, T)) - 1
+    if cu_seqlens is not None:
+        check_documents(cu_seqlens, B, T)
+    N = B if cu_seqlens is None else len(cu_seqlens) - 1
     compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs)), torch.float32)
     starts = [_start(name, S, (N, *shape), q, compute) for name, (S, shape) in states.items()]
     if backend == "triton":

@@ -27,8 +27,12 @@ def over_documents(
     return torch.cat(outputs, dim=1), *(torch.cat(S) for S in zip(*finals))
 
 
-def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
-    """cu_seqlens as a list [0, …, T] that never falls; a document may be empty."""
+def check_documents(cu_seqlens: Tensor, B: int, T: int) -> None:
+    """cu_seqlens [N+1] rises from 0 to T, in a single row; a document may be empty.
+
+    Raises:
+        TypeError: no tensor. ValueError: other boundaries, or more rows than one.
+    """
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens is a {type(cu_seqlens).__name__}; it must be a tensor of whole numbers [N+1]")
     if cu_seqlens.ndim != 1 or cu_seqlens.is_floating_point():
@@ -37,10 +41,11 @@ def document_ends(cu_seqlens: Tensor, B: int, T: int) -> list[int]:
         )
     if B != 1:
         raise ValueError(f"cu_seqlens describes documents packed into one row, but the batch has B = {B} rows")
+    if torch.compiler.is_compiling():  # reading a value would break the graph
+        return
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != T or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens = {ends} must rise from 0 to T = {T}")
-    return ends
 
 
 def document_numbers(cu_seqlens: Tensor, T: int) -> Tensor:
