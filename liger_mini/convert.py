@@ -98,6 +98,8 @@ def _prefix(config_class: type) -> str:
 class LigerConfig:
     """What the linearized config of each family adds to the family's own."""
 
+    model_type: str
+
     @classmethod
     def register_for_auto_class(cls, auto_class=None):
         """As for the models."""
@@ -119,7 +121,7 @@ class LigerQwen3Config(LigerConfig, Qwen3Config):
     model_type = "liger_qwen3"
 
 
-def _register(config_class: type) -> dict[type[PreTrainedModel], type[PreTrainedModel]]:
+def _register(config_class: type[LigerConfig]) -> dict[type[PreTrainedModel], type[PreTrainedModel]]:
     """Make and register the linearized classes of a family; what each is made from -> what it becomes."""
     _, family = config_class.__bases__
     classes = {}
@@ -140,8 +142,8 @@ def _register(config_class: type) -> dict[type[PreTrainedModel], type[PreTrained
 FAMILIES: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
 
-for _config in (LigerLlamaConfig, LigerMistralConfig, LigerQwen2Config, LigerQwen3Config):
-    FAMILIES |= _register(_config)
+for _family in (LigerLlamaConfig, LigerMistralConfig, LigerQwen2Config, LigerQwen3Config):
+    FAMILIES |= _register(_family)
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,9 @@ def linearize(model: PreTrainedModel, *given: Any, **settings: Any) -> PreTraine
     return model
 
 
-linearize.__signature__ = inspect.signature(linearize).replace(  # what help() and editors show
-    parameters=[
-        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=PreTrainedModel),
-        *inspect.signature(Settings).parameters.values(),
-    ]
-)
+_model, *_ = inspect.signature(linearize).parameters.values()
+_settings = inspect.signature(Settings).parameters.values()
+vars(linearize)["__signature__"] = inspect.Signature([_model, *_settings])  # what help() and editors show
 
 
 def _config(model: PreTrainedModel, settings: Settings) -> LigerConfig:

@@ -107,11 +107,12 @@ class Structure:
         backend: str = "auto",
     ) -> tuple[Float[Tensor, "B T H V"], States]:
         """`__call__`, whose states are always a tuple."""
-        *states, carry = (*(states or (None,) * self.states), *(() if self.carries else (None,)))
+        states = states or (None,) * self.states
+        states, carry = (states[:-1], states[-1]) if self.carries else (states, None)
         log_gate, carry = self._gates(hide(mask, gates.wide(k), gates.NOTHING), carry, documents, cu_seqlens)
         inputs = self.inputs(q, k, v, log_gate, mask)
         inputs["log_gate"] = forget_before(documents, inputs["log_gate"])
-        o, states = self.recurrence(inputs, tuple(states), cu_seqlens=cu_seqlens, backend=backend)
+        o, states = self.recurrence(inputs, states, cu_seqlens=cu_seqlens, backend=backend)
         return o, (*states, carry) if self.carries else states
 
     def _gates(

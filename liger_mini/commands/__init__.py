@@ -38,6 +38,7 @@ COMMANDS = {
         benchmark,
     )
 }
+_Help = argparse.ArgumentDefaultsHelpFormatter
 TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError)  # about bad input, in a sentence
 
 
@@ -48,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        how = {"help": module.__doc__, "description": module.__doc__}
-        command = commands.add_parser(name, **how, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        command = commands.add_parser(name, help=module.__doc__, description=module.__doc__, formatter_class=_Help)
         module.describe(command)
         command.add_argument("--debug", action="store_true", help="show where an error was raised")
     options = parser.parse_args(arguments)

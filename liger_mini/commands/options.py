@@ -58,7 +58,7 @@ def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 def attributes(kind: type) -> dict[str, str]:
     """name -> its words in the section "Attributes" of a class's docstring."""
-    section = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     entries = re.split(r"^    (?=\S)", section, flags=re.M)[1:]
     told = {}
     for entry in entries:
@@ -89,6 +89,4 @@ def rows(data: str, tokenizer: PreTrainedTokenizerBase, length: int, recipe: Rec
     """What to recover on: tinyworld and pydocs, or the reader's own records or texts."""
     if data != "tinyworld":
         return corpora.rows(data, tokenizer, length=length)
-    if recipe.steps is None:
-        raise ValueError("tinyworld has no end: give --steps")
-    return corpora.World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, length=length)
+    return corpora.World(tokenizer, recipe.rows, length=length)

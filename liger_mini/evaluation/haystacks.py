@@ -10,6 +10,7 @@ tokenizer begins a text: a model must not fail because its answer is spelled in 
 from __future__ import annotations
 
 import bisect
+import functools
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -107,7 +108,8 @@ def haystack(
     if least > length:
         raise ValueError(f"length = {length}: needle and question alone take {least} tokens")
     for shift in range(SHIFTS):  # a text that jumps over the length does not where it begins a little later
-        best = prompt(_fit(lambda characters, shift=shift: len(prompt(characters, shift)[0]), length), shift)
+        count = functools.partial(lambda shift, characters: len(prompt(characters, shift)[0]), shift)
+        best = prompt(_fit(count, length), shift)
         if len(best[0]) == length:
             break
     return best

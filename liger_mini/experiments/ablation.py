@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from liger_mini.corpora.batches import World
-from liger_mini.evaluation.measure import HeldOut, evaluate
-from liger_mini.experiments.embedded import WINDOW, load_teacher
+from liger_mini.convert import linearize
+from liger_mini.corpora import World
+from liger_mini.evaluation import HeldOut, branch_ablation, evaluate
+from liger_mini.experiments import WINDOW, load_teacher
 from liger_mini.experiments.journey import travel
 from liger_mini.experiments.variants import learned_features, random_gate
-from liger_mini.recovery.recipes import RECIPES, Recipe
+from liger_mini.recovery import RECIPES, Recipe
 from liger_mini.support.paths import claim, write_atomically
 from liger_mini.support.provenance import provenance
 
@@ -100,11 +101,15 @@ def run_one(variant: Variant, recipe: Recipe, held_out: HeldOut, output_dir: Pat
     """Linearize, recover, measure: one variant, one seed."""
     model, tokenizer = load_teacher()
     torch.manual_seed(recipe.seed)  # of what is drawn at random before recovery draws LoRA
-    rows = World(tokenizer, max(recipe.steps, recipe.transfer_steps) * recipe.batch_size, seed=recipe.seed)
-    how = {"recipe": recipe if variant.lora else None, "change": variant.change, "train_in_full": variant.train_in_full}
-    settings = {"structure": "gla", "window": WINDOW, **variant.linearize}
-    journey = travel(model, rows, held_out, output_dir, **how, **settings)
-    return {name: report.to_dict() for name, report in journey.after.items()}
+    settings: dict[str, Any] = {"structure": "gla", "window": WINDOW, **variant.linearize}
+    if not variant.lora:
+        reports = branch_ablation(linearize(model, **settings), held_out)
+    else:
+        rows, how = World(tokenizer, recipe.rows, seed=recipe.seed), {"train_in_full": variant.train_in_full}
+        reports = travel(
+            model, rows, held_out, output_dir, recipe=recipe, change=variant.change, **how, **settings
+        ).after
+    return {name: report.to_dict() for name, report in reports.items()}
 
 
 def run(

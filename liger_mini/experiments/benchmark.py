@@ -91,6 +91,10 @@ def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[st
     return rows
 
 
+def _softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
 @torch.no_grad()
 def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)) -> list[dict[str, Any]]:
     """Recurrence + window against causal scaled_dot_product_attention, forward, one row of 8 heads of 64."""
@@ -103,7 +107,7 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
             sliding_window_attention(q, k, v, WINDOW)  # noqa: B023
 
         heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-        softmax = functools.partial(F.scaled_dot_product_attention, *heads_first, is_causal=True)
+        softmax = functools.partial(_softmax, *heads_first)
         times = in_turns({"liger": liger, "softmax": softmax}, repeats=3)
         rows.append(
             {"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]}
@@ -192,7 +196,7 @@ def kernels(
 
 
 def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
-    ours = {
+    ours: dict[tuple, Callable] = {
         (recurrence, "liger_mini"): functools.partial(call, backend="triton")
         for recurrence, call in _recurrences(q, k, v, log_gate).items()
     }
@@ -202,7 +206,7 @@ def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.
 
 def _peers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
     """flash-linear-attention's kernels for the same shapes where it is installed, and causal softmax attention."""
-    softmax = functools.partial(F.scaled_dot_product_attention, *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    softmax = functools.partial(_softmax, *(x.transpose(1, 2) for x in (q, k, v)))
     peers: dict[tuple, Callable] = {("window", "softmax over everything (SDPA)"): softmax}
     if q.is_cuda and importlib.util.find_spec("fla"):
         from fla.ops.gla import chunk_gla
@@ -241,8 +245,8 @@ def _forward_and_backward(call: Callable, leaves: tuple, milliseconds: Callable)
 
 def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
     """Everything above on this machine; prints a table and writes JSON."""
-    from liger_mini.experiments.embedded import WINDOW as DEMO_WINDOW
-    from liger_mini.experiments.embedded import load_teacher
+    from liger_mini.experiments import WINDOW as DEMO_WINDOW
+    from liger_mini.experiments import load_teacher
 
     teacher, _ = load_teacher()
     model = linearize(teacher, window=DEMO_WINDOW)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from liger_mini.corpora import World
 from liger_mini.evaluation import HeldOut, Report, evaluate
-from liger_mini.experiments.embedded import WINDOW, load_teacher
+from liger_mini.experiments import WINDOW, load_teacher
 from liger_mini.experiments.journey import Journey, travel
 from liger_mini.recovery import RECIPES, Recipe
 from liger_mini.support.paths import write_atomically
@@ -93,8 +93,8 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     teacher, journeys = evaluate(model, held_out, window=WINDOW), {}
     for number, (name, plan) in enumerate(PLANS.items(), start=2):
         print(f"{number}/3  linearize and recover, {plan.title}", flush=True)
-        model, rows = load_teacher()[0], World(tokenizer, plan.recipe.steps * plan.recipe.batch_size)
-        settings = {"structure": "gla", "window": WINDOW, "temper": plan.temper}
+        model, rows = load_teacher()[0], World(tokenizer, plan.recipe.rows)
+        settings: dict[str, Any] = {"structure": "gla", "window": WINDOW, "temper": plan.temper}
         journeys[name] = travel(model, rows, held_out, output_dir / name, recipe=plan.recipe, **settings)
     result = as_result(teacher, journeys, time.perf_counter() - start)
     write_atomically(output_dir / "report.html", page(teacher, journeys, result))

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.convert import linearize
-from liger_mini.recovery.adapters import quiet_peft
+from liger_mini.recovery import quiet_peft
 from liger_mini.support.hub import load
 from liger_mini.support.paths import data_dir
 

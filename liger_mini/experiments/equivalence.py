@@ -65,7 +65,7 @@ def run_recurrence(structure: Structure, leaves: dict[str, Tensor], backend: str
     inputs = {name: x for name, x in leaves.items() if not name.startswith("initial")}
     states = tuple(x for name, x in leaves.items() if name.startswith("initial"))
     o, finals = structure.recurrence(inputs, states, backend=backend)
-    return {"output": o, **{f"final state {i}": S for i, S in enumerate(finals)}}
+    return {"output": o, **{f"final state {i}": S for i, S in enumerate(finals) if S is not None}}
 
 
 def run_window(leaves: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def recurrence_leaves(structure: Structure, dtype: torch.dtype, device: torch.de
     leaves["log_gate"] = leaves["log_gate"].clone()  # an expanded view cannot be a leaf of its own
     # after one pass over the same tokens: states as they occur
     _, states = structure.recurrence(leaves, (None,) * (structure.states - structure.carries), backend="chunked")
-    return {**leaves, **{f"initial state {i}": S.float() for i, S in enumerate(states)}}
+    return {**leaves, **{f"initial state {i}": S.float() for i, S in enumerate(states) if S is not None}}
 
 
 def matrix(
@@ -90,7 +90,7 @@ def matrix(
         backends: "triton" needs a GPU or TRITON_INTERPRET=1.
     """
     for dtype in (torch.float32, torch.bfloat16):
-        subjects = {
+        subjects: dict[str, tuple[Callable, dict[str, Tensor]]] = {
             name: (functools.partial(run_recurrence, structure), recurrence_leaves(structure, dtype, device))
             for name, structure in structures.items()
         }

@@ -22,11 +22,10 @@ class Journey:
 
     Attributes:
         before, after: branch ablations of the linearized and of the recovered model.
-        recovery: what it measured; None if nothing was trained.
     """
 
     before: dict[str, Report]
-    recovery: Recovery | None
+    recovery: Recovery
     after: dict[str, Report]
     seconds: float
 
@@ -42,7 +41,7 @@ def travel(
     held_out: HeldOut,
     output_dir: str | Path,
     *,
-    recipe: Recipe | None,
+    recipe: Recipe,
     change: Callable[[PreTrainedModel], None] | None = None,
     train_in_full: Sequence[str] = (),
     **settings: Any,
@@ -50,7 +49,6 @@ def travel(
     """Take a softmax model to its linearized, recovered self, in place.
 
     Args:
-        recipe: of the recovery; None: no recovery, so that `after` is `before`.
         change: applied to the linearized model before anything is measured.
         settings: the arguments of `linearize`. The rest as in `recover`.
     """
@@ -58,9 +56,6 @@ def travel(
     linearize(model, **settings)
     if change is not None:
         change(model)
-    before = after = branch_ablation(model, held_out)
-    recovery = None
-    if recipe is not None:
-        recovery = recover(model, dataset, output_dir=output_dir, recipe=recipe, train_in_full=train_in_full)
-        after = branch_ablation(model, held_out)
-    return Journey(before, recovery, after, time.perf_counter() - start)
+    before = branch_ablation(model, held_out)
+    recovery = recover(model, dataset, output_dir=output_dir, recipe=recipe, train_in_full=train_in_full)
+    return Journey(before, recovery, branch_ablation(model, held_out), time.perf_counter() - start)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from liger_mini.evaluation.haystacks import LENGTHS, needle
-from liger_mini.experiments.embedded import load_recovered, load_teacher
+from liger_mini.experiments import load_recovered, load_teacher
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.provenance import provenance
 

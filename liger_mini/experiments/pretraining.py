@@ -93,7 +93,8 @@ class _Clock(TrainerCallback):
     """Stops training when its minutes are over; the learning rate follows the clock: warm-up, plateau, decay."""
 
     def __init__(self, minutes: float):
-        self.seconds, self.start = 60 * minutes, None
+        self.seconds = 60 * minutes
+        self.start: float | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.start = time.perf_counter()
@@ -132,7 +133,7 @@ def pretrain(
     output_dir, micro = Path(output_dir), min(micro_batch_size, batch_size)
     if batch_size % micro:
         raise ValueError(f"batch_size = {batch_size} is not a multiple of micro_batch_size = {micro}")
-    asked = {
+    asked: dict[str, Any] = {
         "minutes": minutes,
         "length": length,
         "batch_size": batch_size,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import html
+from collections.abc import Callable
 from typing import Any
 
 from liger_mini.evaluation import Report
-from liger_mini.experiments.demo import lines
+from liger_mini.experiments.demo import Line, lines
 from liger_mini.experiments.journey import Journey
 from liger_mini.support.tables import Table
 from liger_mini.teaching import figures
@@ -23,7 +25,7 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
             "model": lambda line: line.name,
             "loss": lambda line: f"{line.report.loss:.3f}",
             "perplexity": lambda line: f"{line.report.perplexity:.2f}",
-            **{where: lambda line, where=where: f"{line.report.recall[where].recall:.2f}" for where in WHERE},
+            **{where: functools.partial(_recall, where) for where in WHERE},
             "gap closed": lambda line: line.journey and f"{100 * line.journey.gap_closed(teacher):.0f} %",
             "seconds": lambda line: line.journey and f"{line.journey.recovery.seconds:.0f}",
             "parameters": lambda line: f"{parameters:,}",
@@ -39,6 +41,10 @@ def measurements(teacher: Report, journeys: dict[str, Journey]) -> Table:
     )
 
 
+def _recall(where: str, line: Line) -> str:
+    return f"{line.report.recall[where].recall:.2f}"
+
+
 def ablations(teacher: Report, journeys: dict[str, Journey]) -> Table:
     """Loss and recall of each branch, before and after recovery."""
     records = [
@@ -47,13 +53,14 @@ def ablations(teacher: Report, journeys: dict[str, Journey]) -> Table:
         if line.journey
         for branch in line.journey.before
     ]
-    columns = {"branches": lambda record: record[0]}
+    columns: dict[str, Callable] = {"branches": lambda record: record[0]}
     for i, when in ((1, "before"), (2, "after")):
-        columns |= {
-            f"loss {when}": lambda record, i=i: f"{record[i].loss:.3f}",
-            f"inside {when}": lambda record, i=i: f"{record[i].recall_inside:.2f}",
-            f"outside {when}": lambda record, i=i: f"{record[i].recall_outside:.2f}",
-        }
+        for head, show in {
+            "loss": "{.loss:.3f}",
+            "inside": "{.recall_inside:.2f}",
+            "outside": "{.recall_outside:.2f}",
+        }.items():
+            columns[f"{head} {when}"] = functools.partial(lambda i, show, record: show.format(record[i]), i, show)
     words = "Both branches, each branch alone at full weight, and neither; loss and recall before and after recovery."
     return Table.of(records, columns, words)
 

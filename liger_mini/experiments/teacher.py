@@ -34,7 +34,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from liger_mini import corpora
-from liger_mini.evaluation.measure import HeldOut, evaluate
+from liger_mini.evaluation import HeldOut, evaluate
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.provenance import provenance
 

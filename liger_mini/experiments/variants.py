@@ -16,32 +16,27 @@ class RandomGate(LigerAttention):
 
     def projections(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.alpha_proj(hidden_states).unflatten(-1, (-1, self.head_dim))  # [B, T, H_kv, K]
-        self.structure = _GivenGate(self.structure.temper, logits)
+        self.structure = _GivenGate(self.structure.temper or GLA.temper, given=logits)
         return super().projections(hidden_states)
 
 
 @dataclass(frozen=True)
 class _GivenGate(GLA):
-    logits: Tensor | None = None
+    """GLA whose gate reads what it is given, [B, T, H_kv, K], and not the key."""
+
+    given: Tensor | None = None
 
     def log_gate(self, k: Tensor) -> Tensor:
-        return super().log_gate(self.logits)
+        return super().log_gate(k if self.given is None else self.given)
 
 
 class LearnedFeatures(LigerAttention):
     """Table 6, "learned feature map": φ(x) = softmax(W x), one W for queries and one for keys, trained in full."""
 
     def recurrence(self, q, k, v, *rest) -> Tensor:
-        self.structure = _GivenFeatures(self.structure.temper, k)
+        # the gate goes on reading the key, not its features
+        self.structure = _GivenGate(self.structure.temper or GLA.temper, given=k.transpose(1, 2))
         return super().recurrence(self.q_features(q), self.k_features(k), v, *rest)
-
-
-@dataclass(frozen=True)
-class _GivenFeatures(GLA):
-    key: Tensor | None = None  # the gate goes on reading the key, not its features; [B, H_kv, T, K]
-
-    def log_gate(self, k: Tensor) -> Tensor:
-        return super().log_gate(self.key.transpose(1, 2))
 
 
 def random_gate(model: PreTrainedModel) -> None:

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from liger_mini.evaluation.measure import HeldOut, evaluate
+from liger_mini.evaluation import HeldOut, evaluate
 from liger_mini.experiments.benchmark import decode
 from liger_mini.experiments.journey import travel
-from liger_mini.recovery.recipes import Recipe
+from liger_mini.recovery import Recipe
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.provenance import provenance
 

@@ -51,6 +51,17 @@ class Recipe:
     bf16: bool = False
     seed: int = 0
 
+    @property
+    def rows(self) -> int:
+        """How many rows a stream without an end has to give: those of the longer stage.
+
+        Raises:
+            ValueError: `steps` is None, and epochs have no end there.
+        """
+        if self.steps is None:
+            raise ValueError("these rows have no end, so a recipe has to count steps: give --steps, or Recipe(steps=…)")
+        return max(self.steps, self.transfer_steps) * self.batch_size
+
     def __post_init__(self):
         for name, least in {"rank": 1, "steps": 1, "batch_size": 1, "micro_batch_size": 1, "transfer_steps": 0}.items():
             value, optional = getattr(self, name), name in ("steps", "micro_batch_size")

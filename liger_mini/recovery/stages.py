@@ -55,7 +55,7 @@ from liger_mini.support.paths import write_atomically
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 # transformers renames this argument within its version 5
@@ -123,7 +123,7 @@ def recover(
         rows = CheckedRows(dataset, model.config)
         for stage in _stages(model, output_dir, recipe):
             done = stage.run(peft_model, rows, recipe, save_every, log_every)
-        last = done.log[-1] if done.log else {"seconds": 0.0, "tokens": 0}
+        last: dict[str, Any] = done.log[-1] if done.log else {"seconds": 0.0, "tokens": 0}
         result = Recovery(
             recipe=recipe,
             losses=[(row["step"], row["loss"]) for row in done.log],
@@ -205,7 +205,7 @@ def _stages(model: PreTrainedModel, output_dir: Path, recipe: Recipe) -> Iterato
     """Attention transfer if there is any, then the rest."""
     if recipe.transfer_steps:
         yield Stage(output_dir / "transfer", recipe.transfer_steps, TransferTrainer)
-    trainer = NextTokenTrainer
+    trainer: Callable[..., Trainer] = NextTokenTrainer
     if recipe.distillation:
         trainer = functools.partial(DistillationTrainer, weight=recipe.distillation)
     dropout = [WindowDropout(model, recipe.window_dropout, recipe.seed)] if recipe.window_dropout else []

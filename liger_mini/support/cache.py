@@ -41,7 +41,7 @@ class LigerCacheLayer(CacheLayerMixin):
         self.real: Tensor | None = None
         self.fresh = True
         self.recurrent_states: dict[int, Tensor] = {}
-        self.cumulative_length = torch.tensor(0) if static else 0
+        self.cumulative_length: Any = torch.tensor(0) if static else 0
 
     @property
     def room(self) -> int:
@@ -96,7 +96,7 @@ class LigerCacheLayer(CacheLayerMixin):
             self.recurrent_states[i] = self._keep(self.recurrent_states.get(i), state.detach())
 
     def _keep(self, old: Tensor | None, new: Tensor) -> Tensor:
-        return old.copy_(new) if self.is_compileable else new
+        return old.copy_(new) if self.is_compileable and old is not None else new
 
     @staticmethod
     def _stay(*tensors: Tensor | int | None) -> None:
@@ -135,7 +135,7 @@ class LigerCacheLayer(CacheLayerMixin):
                     x.zero_()
             self.fresh = True
         else:
-            self.__init__(self.settings, static=False)
+            LigerCacheLayer.__init__(self, self.settings, static=False)
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove and self.is_initialized:
@@ -165,7 +165,8 @@ def fit(cache: Cache, decoder: nn.Module, rows: int) -> int | Tensor:
     Raises:
         ValueError: a cache of another model, another class, one that this model cannot use, or with other rows.
     """
-    config, layers = decoder.config, getattr(cache, "layers", ())
+    config: Any = decoder.config
+    layers: Any = getattr(cache, "layers", ())
     fresh = (LinearAttentionAndSlidingWindowAttentionLayer, LinearAttentionAndStaticSlidingWindowAttentionLayer)
     settings = [getattr(layer.self_attn, "cached_for", None) for layer in decoder.layers]  # None: softmax attention
     for i, (kept, ours) in enumerate(zip(layers, settings)):

@@ -23,6 +23,7 @@ def source(function: Callable | type, *, docstring: bool = False) -> Code:
     except (OSError, TypeError) as error:
         raise TypeError(f"{function!r} has no Python source to show") from error
     node = ast.parse(text).body[0]
+    assert isinstance(node, (ast.FunctionDef, ast.ClassDef))
     if not docstring and ast.get_docstring(node) and len(node.body) > 1:
         lines = text.splitlines()
         text = "\n".join(lines[: node.body[0].lineno - 1] + lines[node.body[0].end_lineno :])
