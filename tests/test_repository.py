@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from liger_mini.support.paths import write_atomically
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+NOTEBOOKS = sorted([*(ROOT / "notebooks").rglob("*.ipynb"), *(ROOT / "book").glob("*.ipynb")])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -35,23 +34,34 @@ def test_kernels_and_data_do_not_become_top_level_packages():
 
 
 def function_lengths(path):
-    """Lines of each function of a file, docstring not counted."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """(name, lines without the docstring) of each function of a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
-            yield node.end_lineno - body[0].lineno + 1
+            yield f"{path.name}: {node.name}", node.end_lineno - body[0].lineno + 1
 
 
-def test_recurrences_and_kernels_can_be_read_in_one_sitting():
-    package = ROOT / "liger_mini"
-    recurrences, kernels = sorted((package / "recurrences").glob("*.py")), sorted((ROOT / "kernels").glob("*.py"))
+LONGER = {"diagonal.py: _chunk_gradients"}  # a kernel: one loop, five gradients
+
+
+def test_what_is_there_to_read_can_be_read_in_one_sitting():
+    package, kernels = ROOT / "liger_mini", sorted((ROOT / "kernels").glob("*.py"))
     assert {path.stem for path in kernels} >= {"diagonal", "scalar", "slots", "window"}
-    for limit, paths in ((200, [*recurrences, package / "window.py", package / "gates.py"]), (300, kernels)):
+    subject = sorted(package.glob("*.py"))
+    assert len(subject) <= 8
+    recurrences = [*(package / "recurrences").glob("*.py"), package / "window.py", package / "gates.py"]
+    for limit, paths in ((90, [package / "minimal.py"]), (200, recurrences), (300, kernels)):
         for path in paths:
-            assert len(path.read_text().splitlines()) <= limit, path
-    lengths = [n for path in package.rglob("*.py") for n in function_lengths(path)]
-    assert len(lengths) > 100
-    assert statistics.median(lengths) <= 20
+            assert len(path.read_text("utf-8").splitlines()) <= limit, path
+    lengths = dict(pair for path in [*package.rglob("*.py"), *kernels] for pair in function_lengths(path))
+    assert len(lengths) > 400
+    assert {name for name, lines in lengths.items() if lines > 40} == LONGER
+
+
+def test_no_module_at_the_root_has_the_name_of_a_public_function():
+    import liger_mini as lm
+
+    assert {path.stem for path in (ROOT / "liger_mini").glob("*.py")} & set(lm.__all__) == {"structures"}
 
 
 def test_teacher_is_small_and_its_log_says_how_it_was_made():

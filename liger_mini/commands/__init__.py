@@ -17,6 +17,7 @@ from liger_mini.commands import (
     evaluate,
     harness,
     needle,
+    picture,
     recover,
     teacher,
     walk,
@@ -36,6 +37,7 @@ COMMANDS = {
         needle,
         equivalence,
         benchmark,
+        picture,
     )
 }
 _Help = argparse.ArgumentDefaultsHelpFormatter

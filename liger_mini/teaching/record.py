@@ -1,39 +1,16 @@
-"""Recorded results beside the reader's own: `recorded` reads one, `compare` ends a chapter."""
+"""The reader's own results beside the recorded ones: `compare` ends a chapter."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from liger_mini.support.paths import data_dir, write_atomically
 from liger_mini.support.provenance import provenance
+from liger_mini.support.records import where
 from liger_mini.support.tables import Table
 from liger_mini.teaching.tier import tier
-
-
-def available() -> list[str]:
-    """The names `recorded` knows."""
-    return sorted(path.stem for path in (data_dir() / "results").glob("*.json"))
-
-
-def recorded(name: str) -> dict[str, Any]:
-    """``data/results/<name>.json``.
-
-    Raises:
-        FileNotFoundError: nothing of that name was recorded; the message lists what there is.
-    """
-    if name not in available():
-        raise FileNotFoundError(f"no recorded result {name!r} in data/results; there are {', '.join(available())}")
-    return json.loads((data_dir() / "results" / f"{name}.json").read_text("utf-8"))
-
-
-def where(result: Mapping[str, Any]) -> str:
-    """One line for a caption: when, on what and with which torch a recorded result was measured."""
-    origin = result["provenance"]
-    machine = origin["gpu"] or f"{origin['processor']}, {origin['threads']} threads"
-    return f"recorded {origin['date']} on {machine}, torch {origin['torch']}"
 
 
 def compare(chapter: str, measured: Mapping[str, float], *, digits: int = 3) -> Table:
