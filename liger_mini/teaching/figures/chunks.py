@@ -132,13 +132,13 @@ def errors_by_strength(strengths: Sequence[float], errors: Mapping[str, Sequence
 
 
 def flops_by_chunk(counts: Mapping[str, Mapping[int, float]], *, marked: int) -> go.Figure:
-    """FLOPs a token and head against the chunk length: name -> {C: FLOPs}; `marked` is the package's C.
+    """FLOPs per token and head against the chunk length: name -> {C: FLOPs}; `marked` is the package's C.
 
     Raises:
         ValueError: no counts.
     """
     if not counts:
-        raise ValueError("no counts: give at least one line, {'diagonal': {C: FLOPs a token}}")
+        raise ValueError("no counts: give at least one line, {'diagonal': {C: FLOPs per token}}")
     figure = new_figure("Work against chunk length", "chunk length C (tokens)", "FLOPs per token and head")
     for i, (name, values) in enumerate(counts.items()):
         figure.add_scatter(
@@ -152,11 +152,11 @@ def flops_by_chunk(counts: Mapping[str, Mapping[int, float]], *, marked: int) ->
         f"{name} {values[min(values)]:,.0f} at C = {min(values)} and {values[max(values)]:,.0f} at C = {max(values)}"
         for name, values in counts.items()
     )
-    return described(figure, f"FLOPs a token and head against chunk length: {told}.")
+    return described(figure, f"FLOPs per token and head against chunk length: {told}.")
 
 
 def time_by_length(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Median seconds against T, one line a recurrence, from the rows of `benchmark.growth`.
+    """Median seconds against T, one line per recurrence, from the rows of `benchmark.growth`.
 
     Raises:
         ValueError: no rows.

@@ -1,4 +1,4 @@
-"""Kernels on a page: their source without importing Triton, who computes what, work counted, rooflines (chapter 05)."""
+"""Kernels on a page: their source without importing Triton, which program computes what, rooflines (chapter 05)."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def roofline(gpu: str = "A100", chunk: int = KERNEL_CHUNK, T: int = 4096) -> go.
 
 
 def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = KERNEL_CHUNK) -> go.Figure:
-    """The roofline's estimates of time a token and head against length, and where recurrences cross softmax.
+    """The roofline's estimates of time per token and head against length, and where recurrences cross softmax.
 
     Raises:
         ValueError: another GPU, lengths that do not rise.
@@ -204,4 +204,4 @@ def estimated_times(gpu: str, lengths: Sequence[int], *, chunk: int = KERNEL_CHU
         type="log", tickvals=ticks, ticktext=[f"{T // 1024}K" if T % 1024 == 0 else str(T) for T in ticks]
     )
     figure.update_yaxes(type="log", dtick=1)
-    return described(figure, f"Estimated nanoseconds a token and head on an {gpu}, not measured: {'; '.join(told)}.")
+    return described(figure, f"Estimated nanoseconds per token and head on an {gpu}, not measured: {'; '.join(told)}.")
