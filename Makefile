@@ -11,13 +11,13 @@ endif
 INSTALL := $(BIN)/python -m $(if $(TORCH),uv pip install --torch-backend $(TORCH),pip install) --quiet
 DEV := $(VENV)/.dev
 COURSE := $(if $(wildcard $(DEV)),$(DEV),$(VENV)/.course)
-NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb book/*.ipynb)
 SITE := build/site
 EXECUTED := $(SITE)/.executed
 # megabytes a widget that a page without a kernel has no use for
 WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
-.PHONY: demo lab test book record gpu lint clean setup lock sizes
+.PHONY: demo lab test book record gpu lint check help clean setup lock sizes
 MINUTES := 8
 
 demo: $(COURSE)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
@@ -32,16 +32,17 @@ test: $(DEV)  ## the test suite, then the notebooks in their quick tier
 
 # executed once, in copies; `test` and `book` share them
 $(EXECUTED): $(DEV) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.py' -o -name '*.json')
-	mkdir -p $(SITE)/notebooks
-	cp $(NOTEBOOKS) $(SITE)/notebooks
-	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(SITE)/notebooks
-	$(BIN)/jupyter nbconvert --to notebook --inplace --log-level WARN $(WITHOUT_WIDGET_STATE) $(SITE)/notebooks/*.ipynb
+	mkdir -p $(SITE)/notebooks $(SITE)/book
+	cp $(filter notebooks/%,$(NOTEBOOKS)) $(SITE)/notebooks
+	cp $(filter book/%,$(NOTEBOOKS)) $(SITE)/book
+	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(addprefix $(SITE)/,$(NOTEBOOKS))
+	$(BIN)/jupyter nbconvert --to notebook --inplace --log-level WARN $(WITHOUT_WIDGET_STATE) $(addprefix $(SITE)/,$(NOTEBOOKS))
 	touch $@
 
 book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no network
-	rm -rf $(SITE)/book $(SITE)/_build
-	cp -r book $(SITE)/book
+	rm -rf $(SITE)/_build
 	mkdir -p $(SITE)/book/_static
+	cp -r $(filter-out %.ipynb,$(wildcard book/*)) $(SITE)/book
 	cp $$($(BIN)/python -c "import plotly; print(plotly.__path__[0])")/package_data/plotly.min.js $(SITE)/book/_static
 	$(BIN)/jupyter-book build $(SITE) --config book/_config.yml --toc book/_toc.yml --all --warningiserror --keep-going
 
@@ -54,10 +55,17 @@ gpu: $(DEV)  ## on a machine with a GPU: check and time the kernels, train and w
 	$(BIN)/python -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu
 	cp runs/walk-gpu/walk.json data/results/walk-gpu.json
 
-lint: $(DEV)  ## ruff: style, imports, formatting, and notebooks without outputs
+lint: $(DEV)  ## style, imports, formatting, types, and notebooks without outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" tests/test_repository.py
+
+check: lint  ## lint and the fast tests: under three minutes, before each commit
+	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" $(FAST)
+
+help:  ## what each target does
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | sort | expand -t 10
 
 lock: | $(VENV)/.made  ## write constraints.txt: versions that install on every platform; needs the package index
 	$(BIN)/python -m pip install --quiet "uv>=0.13"

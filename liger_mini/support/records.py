@@ -28,5 +28,6 @@ def recorded(name: str) -> dict[str, Any]:
 def where(result: Mapping[str, Any]) -> str:
     """One line for a caption: when, on what and with which torch a recorded result was measured."""
     origin = result["provenance"]
-    machine = origin["gpu"] or f"{origin['processor']}, {origin['threads']} threads"
+    threads = f"{origin['threads']} thread{'s' * (origin['threads'] != 1)}"
+    machine = origin["gpu"] or f"{origin['processor']}, {threads}"
     return f"recorded {origin['date']} on {machine}, torch {origin['torch']}"

@@ -54,8 +54,9 @@ class Table:
             + "</tr>"
             for name, *cells in self.rows
         )
-        caption = f'<caption style="text-align:left">{html.escape(self.caption)}</caption>' if self.caption else ""
+        left_edge = "text-align:left;position:sticky;left:0;max-width:100cqw"  # of what is seen, also on a phone
+        caption = f'<caption style="{left_edge}">{html.escape(self.caption)}</caption>' if self.caption else ""
         return (
-            f'<div class="wide" tabindex="0" style="overflow-x:auto"><table>{caption}'
+            f'<div class="wide" tabindex="0" style="overflow-x:auto;container-type:inline-size"><table>{caption}'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
