@@ -134,7 +134,7 @@ def key_overlap(cosines: Mapping[str, Sequence[float]]) -> go.Figure:
     """Mean cosine between the keys of different tokens, for each layer.
 
     Args:
-        cosines: "keys" or "φ(keys)" -> one value a layer.
+        cosines: "keys" or "φ(keys)" -> one value per layer.
     """
     layers = range(len(next(iter(cosines.values()), ())))
     _check_series(layers, cosines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
@@ -15,6 +15,22 @@ from liger_mini import gates
 from liger_mini.teaching.figures.theme import POSITIVE, bar, described, line, marker, new_figure
 
 PARTS = ("channel", "kind of token", "which token", "context")
+
+
+def gate_functions(functions: Mapping[str, Callable[[Tensor], Tensor]], *, reach: float = 6) -> go.Figure:
+    """α against P, one line per function.
+
+    Args:
+        functions: name -> P to α. reach: P goes from -reach to reach.
+    """
+    P = torch.linspace(-reach, reach, 97)
+    curves = {name: function(P).tolist() for name, function in functions.items()}
+    figure = new_figure("From P to a gate", "P = Pool(k)", "gate α")
+    for i, (name, alpha) in enumerate(curves.items()):
+        figure.add_scatter(x=P.tolist(), y=alpha, name=name, mode="lines", line=line(i))
+    figure.update_yaxes(range=[0, 1.05])
+    told = "; ".join(f"{name} {y[0]:.2f}, {y[48]:.2f}, {y[-1]:.2f}" for name, y in curves.items())
+    return described(figure, f"Lines of the gate against P. At P = {-reach:g}, 0 and {reach:g}: {told}.")
 
 
 def share_left(
@@ -46,7 +62,7 @@ def share_left(
 def forgetting(
     curves: Mapping[str, Sequence[float]], ages: Sequence[int], *, window: int | None = None, title: str | None = None
 ) -> go.Figure:
-    """Share of a write that is left against its age, one line each; a window is marked.
+    """Share of a write that is left against its age, one line per curve; a window is marked.
 
     Args:
         curves: name -> share left at each of `ages`, numbers from 0 to 1.
@@ -94,7 +110,7 @@ def remembering(
 
 
 def gate_distributions(panels: Mapping[str, Mapping[str, Tensor]], *, bins: int = 40) -> go.Figure:
-    """Histograms of gates α, two panels a row: one panel a layer, one line a head (or a way to make the gate).
+    """Histograms of gates α, two panels per row: one panel per layer, one line per head (or per way to make the gate).
 
     Args:
         panels: title of the panel -> name of the line -> gates in [0, 1], any shape. Every panel has the same lines.
@@ -128,13 +144,13 @@ def gate_distributions(panels: Mapping[str, Mapping[str, Tensor]], *, bins: int 
 
 
 def pooled_spread(spread: Mapping[str, Sequence[float]], widths: Sequence[int]) -> go.Figure:
-    """Standard deviation of P = Pool(k) against how many gates a head has, one line a layer.
+    """Standard deviation of P = Pool(k) against the number of gates per head, one line per layer.
 
     Args:
-        spread: name -> standard deviation at each of `widths`. widths: gates a head, 1 to K.
+        spread: name -> standard deviation at each of `widths`. widths: gates per head, 1 to K.
     """
     figure = new_figure(
-        "Pooling pulls P to its mean", "gates a head (log scale)", "standard deviation of P", height=460
+        "Pooling pulls P to its mean", "gates per head (log scale)", "standard deviation of P", height=460
     )
     figure.update_layout(legend_y=-0.3)
     for i, (name, values) in enumerate(spread.items()):
@@ -144,7 +160,7 @@ def pooled_spread(spread: Mapping[str, Sequence[float]], widths: Sequence[int]) 
     figure.update_yaxes(rangemode="tozero")
     told = "; ".join(f"{name} from {v[0]:.2f} to {v[-1]:.2f}" for name, v in spread.items())
     return described(
-        figure, f"Lines of the standard deviation of P, from {widths[0]} to {widths[-1]} gates a head: {told}."
+        figure, f"Lines of the standard deviation of P, from {widths[0]} to {widths[-1]} gates per head: {told}."
     )
 
 
@@ -203,7 +219,7 @@ def variance_parts(
 
 
 def variance_bars(parts: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Stacked bars of `variance_parts`, one bar a name."""
+    """Stacked bars of `variance_parts`, one bar per name."""
     figure = new_figure("What does a gate depend on?", None, "share of the variance of P")
     for i, part in enumerate(PARTS):
         missing = [name for name, shares in parts.items() if part not in shares]

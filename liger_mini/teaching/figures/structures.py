@@ -83,7 +83,7 @@ def state_at(states: Mapping[str, Float[Tensor, "T K V"]], structure: str, t: in
 
 
 def reset_curves(left: Mapping[str, Sequence[float]], strengths: Sequence[float]) -> go.Figure:
-    """Share of an old fact that is left after one reset key, against the key's strength, one line a structure."""
+    """Share of an old fact that is left after one reset key, against the key's strength, one line per structure."""
     figure = new_figure("One reset key", "strength of the reset key", "share of the old fact left", height=480)
     for i, (name, shares) in enumerate(left.items()):
         if len(shares) != len(strengths):
