@@ -50,7 +50,7 @@ def triton_recurrence(
     check({"K": q.shape[-1]}, {"state": state}, q=q, k=k, v=v, log_gate=log_gate)
     if v.shape[-1] > WIDEST + 1:
         raise ValueError(
-            f"V = {v.shape[-1]}; with one gate a head the Triton kernels take V up to {WIDEST + 1}: {WIDEST} values "
+            f"V = {v.shape[-1]}; with one gate per head the Triton kernels take V up to {WIDEST + 1}: {WIDEST} values "
             "and a column for the normaliser"
         )
     pieces = chunks(*q.shape[:2], cu_seqlens, q.device)

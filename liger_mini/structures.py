@@ -6,15 +6,15 @@
 | structure       | gate                  | α_t              | written             | read                        |
 |-----------------|-----------------------|------------------|---------------------|-----------------------------|
 | linear          | none                  | 1                | φ(k)ᵀ v             | φ(q) S                      |
-| lightning       | one a head, fixed     | exp(-2^(-8h/H))  | φ(k)ᵀ v             | φ(q) S                      |
-| gated_retention | one a head            | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
-| mamba2          | one a head            | exp(-softplus P) | φ(k)ᵀ v             | φ(q) S                      |
-| mlstm           | one a head            | σ(P)             | φ(k)ᵀ v, φ(k)       | φ(q) S / max(abs(φ(q) n), 1)|
-| gla             | one a key channel     | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
-| rwkv6           | one a key channel     | exp(-exp P)      | φ(k)ᵀ v             | φ(q) S                      |
-| hgrn2           | one a key channel     | γ + (1 - γ) σ(P) | (1 - α)ᵀ v          | φ(q) S                      |
-| lightnet        | one a key channel     | z_{t-1} / z_t    | (1 - α)ᵀ v          | φ(q) S                      |
-| gsa             | one a slot            | σ(P)             | (1 - α)ᵀ k, (1 - α)ᵀ v | softmax(q K̃ᵀ) Ṽ         |
+| lightning       | one per head, fixed   | exp(-2^(-8h/H))  | φ(k)ᵀ v             | φ(q) S                      |
+| gated_retention | one per head          | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
+| mamba2          | one per head          | exp(-softplus P) | φ(k)ᵀ v             | φ(q) S                      |
+| mlstm           | one per head          | σ(P)             | φ(k)ᵀ v, φ(k)       | φ(q) S / max(abs(φ(q) n), 1)|
+| gla             | one per key channel   | σ(P)             | φ(k)ᵀ v             | φ(q) S                      |
+| rwkv6           | one per key channel   | exp(-exp P)      | φ(k)ᵀ v             | φ(q) S                      |
+| hgrn2           | one per key channel   | γ + (1 - γ) σ(P) | (1 - α)ᵀ v          | φ(q) S                      |
+| lightnet        | one per key channel   | z_{t-1} / z_t    | (1 - α)ᵀ v          | φ(q) S                      |
+| gsa             | one per slot          | σ(P)             | (1 - α)ᵀ k, (1 - α)ᵀ v | softmax(q K̃ᵀ) Ṽ         |
 """
 
 from __future__ import annotations

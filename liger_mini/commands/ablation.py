@@ -11,7 +11,7 @@ def describe(parser: ArgumentParser) -> None:
     shared.output_dir(parser, "runs/ablation")
     tables = "paper: Table 6; memory: recall, chapter 09"
     parser.add_argument("--table", choices=ablation.TABLES, default="paper", help=tables)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant once a seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each variant once per seed")
     parser.add_argument("--variants", nargs="+", default=None, help="some of them; all by default")
     shared.fields(parser, Recipe, "steps", "transfer_steps")
 

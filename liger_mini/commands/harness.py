@@ -22,7 +22,7 @@ def describe(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--num-fewshot", type=int, default=None, help=fewshot)
     parser.add_argument("--batch-size", type=_number_or_word, default=8, help=batches)
-    parser.add_argument("--limit", type=int, default=None, help="questions a task, for a quick look")
+    parser.add_argument("--limit", type=int, default=None, help="questions per task, for a quick look")
     shared.output(parser, "runs/harness.json")
 
 

@@ -20,7 +20,7 @@ def describe(parser: ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder or hub id; linearized first if it is not yet")
     parser.add_argument("--data", required=True, help=shared.DATA)
     shared.output_dir(parser)
-    parser.add_argument("--length", type=int, default=1024, help="tokens a row")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per row")
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="what the flags below start from")
     shared.fields(parser, Recipe)
     shared.fields(parser, Settings)

@@ -23,7 +23,7 @@ def describe(parser: ArgumentParser) -> None:
     source.add_argument("--model", help="a folder or hub id; the embedded teacher is data/teacher")
     source.add_argument("--minutes", type=float, help="first train a 1B-shaped teacher for so many minutes (GPU)")
     parser.add_argument("--data", default="tinyworld", help=shared.DATA)
-    parser.add_argument("--length", type=int, default=512, help="tokens a row, in training and in evaluation")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row, in training and in evaluation")
     parser.add_argument("--recipe", choices=RECIPES, default="quick", help="of the recovery")
     parser.add_argument("--steps", type=int, default=None, help="of the recovery; None: the recipe's")
     parser.add_argument(

@@ -17,7 +17,7 @@ from liger_mini.corpora.tokens import IGNORE, document_row
 
 
 class Rows(torch.utils.data.Dataset):
-    """Rows of unequal length in four bytes a token and label; row i is a dictionary of two lists."""
+    """Rows of unequal length in four bytes per token and label; row i is a dictionary of two lists."""
 
     def __init__(self):
         self.ids, self.labels, self.ends = array("i"), array("i"), array("q", [0])
@@ -42,7 +42,7 @@ class SeededRows(torch.utils.data.Dataset):
     """Rows that are made when asked for; row i depends on (name, seed, i) alone, so a resumed run sees the same.
 
     Args:
-        rows: how many. length: tokens a row.
+        rows: how many. length: tokens per row.
     """
 
     name: str  # of the stream of random numbers

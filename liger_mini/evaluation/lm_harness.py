@@ -78,7 +78,7 @@ def harness(
         tasks: names the harness knows, downloaded from the hub; or "tinyworld", which is made here.
         batch_size: rows at a time, or "auto": as many as memory holds, at most 64; "auto:3" measures that three times,
             since the rows get shorter.
-        limit: questions a task, for a quick look.
+        limit: questions per task, for a quick look.
     Raises:
         ImportError: the harness is not installed. ValueError: a task it does not know, a limit or batch size below 1.
     """

@@ -45,7 +45,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` measured. Losses are in nats a token; `loss` is the mean of the two corpora's.
+    """What `evaluate` measured. Losses are in nats per token; `loss` is the mean of the two corpora's.
 
     recall_inside, recall_outside: shorthand for ``recall["inside"].recall`` and ``recall["outside"].recall``.
     reach: L (W - 1) tokens; infinite for a layer hybrid, whose softmax blocks see everything, so that nothing is outside.
@@ -95,7 +95,7 @@ class HeldOut:
     Each row begins with what the tokenizer puts before a text (`corpora.begin`), documents cut in the middle, too.
 
     Args:
-        stories, documents: how many rows of each. length: tokens a row.
+        stories, documents: how many rows of each. length: tokens per row.
     Raises:
         ValueError: more documents than there are, or a tokenizer that does not tell offsets.
     """
@@ -173,7 +173,7 @@ def text_loss(
     a text (`corpora.begin`): with that in front every token of the text is scored, without it all but the first of each row.
 
     Args:
-        length: tokens a row, what begins it included.
+        length: tokens per row, what begins it included.
     Raises:
         ValueError: a text or a length with no token to predict.
     """

@@ -270,7 +270,9 @@ def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
         print(f"{row['recurrence']}: time grows as T^{row['exponent']:.2f} from T = 2048 to 16384")
     for row in result["liger_against_softmax"]:
         print(f"softmax / (recurrence + window) at T = {row['T']}: {row['softmax_over_liger']:.2f} times")
-    print(f"decode, seconds a token at {last['context']} over {first['context']}: {result['decode_seconds_ratio']:.2f}")
+    print(
+        f"decode, seconds per token at {last['context']} over {first['context']}: {result['decode_seconds_ratio']:.2f}"
+    )
     print(f"decode, state bytes at {last['context']} over {first['context']}: {result['decode_state_ratio']:.2f}")
     print(f"decode against prefill, largest logit difference: {result['decode_against_prefill']:.1e}")
     write_atomically(Path(output), json.dumps(result, indent=1))

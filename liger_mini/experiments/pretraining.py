@@ -127,7 +127,7 @@ def pretrain(
     A finished training is not repeated: its weights are loaded. An interrupted one starts again.
 
     Args:
-        batch_size: rows a step; `micro_batch_size` of them at a time. At 1B a row of 512 tokens keeps about 1.3 GB of
+        batch_size: rows per step; `micro_batch_size` of them at a time. At 1B a row of 512 tokens keeps about 1.3 GB of
             activations in bfloat16, counted as chapter 08 does and not measured on a GPU.
     """
     output_dir, micro = Path(output_dir), min(micro_batch_size, batch_size)

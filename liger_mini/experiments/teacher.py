@@ -182,7 +182,7 @@ def write_log(output_dir: Path, history: list[dict], settings: dict) -> None:
 
 
 def trigram_loss(train: list[int], rows: list[list[int]]) -> float:
-    """Mean loss (nats a token) of a Witten-Bell smoothed trigram model on the second and later tokens of each row.
+    """Mean loss (nats per token) of a Witten-Bell smoothed trigram model on the second and later tokens of each row.
 
     P(w | h) = (count(h w) + N(h) P(w | shorter h)) / (count(h) + N(h)), N(h) the number of different
     words seen after h; the shortest is uniform smoothing of the unigram.

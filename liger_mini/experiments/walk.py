@@ -39,7 +39,7 @@ def walk(
     about: dict[str, Any] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Teacher, linearized, recovered: loss, recall by distance, branch ablation, tokens a second, peak memory, decoding.
+    """Teacher, linearized, recovered: loss, recall by distance, branch ablation, tokens per second, peak memory, decoding.
 
     Args:
         dataset: rows to recover on. settings: the arguments of `linearize`. about: how the teacher came to be.

@@ -185,7 +185,7 @@ def _is_about_writing(error: Exception) -> bool:
 
 
 class MetricsLog(TrainerCallback):
-    """One JSON line a log: step, loss, learning rate, tokens and seconds, sound across interruptions."""
+    """One JSON line per log: step, loss, learning rate, tokens and seconds, sound across interruptions."""
 
     def __init__(self, path: Path):
         self.path, self.before = path, 0.0

@@ -87,7 +87,7 @@ def recover(
 
     Args:
         dataset: rows of `input_ids` and `labels` (-100 = not scored) of equal length, at least one of them scored.
-        output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line a log), ``checkpoints/``,
+        output_dir: gets ``run.json`` (what this run is), ``metrics.jsonl`` (one line per log), ``checkpoints/``,
             ``adapter/`` (the PEFT adapter) and ``result.json``; ``transfer/`` the same of attention transfer.
         train_in_full: names of modules that are trained besides LoRA; a linearized model has none that need it. Tied
             embeddings are trained as one and stay tied.
@@ -144,7 +144,7 @@ class Done:
     """A stage that is over.
 
     Attributes:
-        log: one row a log, earlier runs included. sharded: whether FSDP has the weights in pieces.
+        log: one row per log, earlier runs included. sharded: whether FSDP has the weights in pieces.
         save: writes the adapter into a folder.
     """
 

@@ -35,7 +35,7 @@ def gated_recurrence(
         k, v, log_gate: may have fewer heads than q (grouped keys/values: H_kv divides H); the state has theirs.
         log_gate: log α ≤ 0: one value for each key channel, or one for each head (the `diagonal` or the `scalar`
             recurrence).
-        initial_state: S_0, float32, one a row (N = B) or a document; zeros if None.
+        initial_state: S_0, float32, one per row (N = B) or document; zeros if None.
         cu_seqlens: [N+1] boundaries 0 = c_0 ≤ … ≤ c_N = T of documents packed into one row (B = 1).
             They do not see each other; a document of length zero hands its state through.
         backend: "naive" | "chunked" | "triton" | "auto" (`explain_backend` says what auto means). Triton needs a

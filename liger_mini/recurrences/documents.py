@@ -15,7 +15,7 @@ def over_documents(
     """run(*inputs, *states) -> (output, *states) for each document; outputs go side by side, states below each other.
 
     Args:
-        inputs: [1, T, ...]. states: [N, ...], one a document; an empty document hands its own through.
+        inputs: [1, T, ...]. states: [N, ...], one per document; an empty document hands its own through.
     """
     outputs, finals = [], []
     for n, (start, end) in enumerate(itertools.pairwise(cu_seqlens.tolist())):

@@ -136,7 +136,7 @@ class Work:
 
     def _move(self, ptrs, mask) -> None:
         kind = ptrs.get_element_ty()
-        if kind.is_floating():  # the tables of chunks are integers, a few bytes a chunk
+        if kind.is_floating():  # the tables of chunks are integers, a few bytes per chunk
             self.bytes += int(mask.data.sum()) * kind.primitive_bitwidth // 8
 
 
