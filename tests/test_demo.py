@@ -82,9 +82,30 @@ def test_figures_show_the_numbers_and_have_units_and_words(reports):
         assert chart.layout.yaxis.title.text
         assert len(figures.alt_text(chart)) > 40
     assert list(charts["branches"].data[0].y) == [report.loss for report in ablation.values()]
+    below = charts["branches"].data[1]
+    assert list(below.y) == [report.recall_outside for report in ablation.values()]
+    assert list(below.error_y.array) == [report.recall["outside"].standard_error for report in ablation.values()]
+    assert (below.yaxis, charts["branches"].layout.yaxis2.title.text) == ("y2", "recall outside (share)")
+    for branch, report in ablation.items():
+        assert f"{branch} {report.loss:.2f} and {report.recall_outside:.2f}" in figures.alt_text(charts["branches"])
     assert charts["losses"].data[1].y == (teacher_report.loss_pydocs,)
     points = [recall.recall for _, recall in teacher_report.recall_by_distance if recall.questions >= 20]
     assert list(charts["recall"].data[0].y) == points
+
+
+def test_branch_bars_show_every_model_and_keep_numbers_apart(reports):
+    """Both panels have every model; the numbers above the bars are there as long as a narrow page has room for them."""
+    _, ablation = reports
+    for models in (("a",), ("a", "b"), ("a", "b", "c", "d")):
+        chart = figures.branch_bars(dict.fromkeys(models, ablation))
+        for panel in ("y", "y2"):
+            bars = [trace for trace in chart.data if trace.type == "bar" and trace.yaxis == panel]
+            assert [trace.name for trace in bars] == list(models)
+            assert len({trace.marker.pattern.shape for trace in bars}) == len(models)
+        numbers = [trace for trace in chart.data if trace.type == "scatter"]
+        assert [trace.visible for trace in numbers] == [len(models) <= 2] * len(models)
+        assert chart.data[0].textposition == ("outside" if len(models) <= 2 else "none")
+        assert figures.alt_text(chart).count("window only") == len(models)
 
 
 def test_generation_widget_shows_what_its_twin_shows_and_survives_mistakes(teacher):

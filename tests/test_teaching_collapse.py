@@ -1,59 +1,81 @@
-"""Chapters 08 and 09: the figures show the numbers they were given, and what the chapters load is what was recorded."""
+"""Chapters 08 and 09: what they load is what was recorded, and the figures with several panels or series of dots.
+
+Their other figures are in test_teaching_figures.py.
+"""
 
 import pytest
 
-from liger_mini.evaluation import HeldOut, branches, evaluate
+from liger_mini.evaluation import HeldOut, Recall, branches, evaluate
 from liger_mini.experiments import load_recovered, needles
 from liger_mini.recovery import RECIPES
-from liger_mini.teaching import figures, recorded, widgets
-from liger_mini.teaching.figures import collapse
+from liger_mini.support.paths import data_dir
+from liger_mini.teaching import recorded
+from liger_mini.teaching.figures import alt_text, collapse
 
 
-def test_retention_is_a_share_of_the_teachers_score():
-    chart = collapse.retention({"8B": ((73.0, 72.4), (65.3, 43.4))})
-    assert chart.data[0].y[0] == pytest.approx(99.18, abs=0.01)
-    assert chart.data[1].y[0] == pytest.approx(66.46, abs=0.01)
-    assert "8B 66 %" in figures.alt_text(chart)
+def test_retention_above_chance_can_be_negative():
+    scores = {"1B": ((59.9, 59.0), (31.0, 22.4)), "8B": ((73.0, 72.4), (65.3, 43.4))}
+    chart = collapse.retention(scores, chance=25)
+    assert [trace.name for trace in chart.data] == ["average without MMLU", "MMLU", "MMLU above chance"]
+    assert list(chart.data[2].y) == pytest.approx([100 * -2.6 / 6, 100 * 18.4 / 40.3])
+    assert "MMLU above chance: 1B -43 %, 8B 46 %" in alt_text(chart)
 
 
-def test_half_life_and_window_meet_where_they_should():
-    box = widgets.explore(collapse.half_life_and_window, temper=[16, 1024], window=[64, 16])
-    temper, window, view, words = box.children
-    for tau, W in ((16, 16), (1024, 64), (16, 64)):
-        temper.value, window.value = tau, W
-        left = dict(zip(view.data[1].x, view.data[1].y))
-        assert left[W] == pytest.approx(0.5 ** (W / tau))
-        assert max(view.data[0].x) == W
-        assert f"half-life {tau}, {0.5 ** (W / tau):.0%}" in words.value
-    with pytest.raises(ValueError, match="allowed are tempers > 0 and windows ≥ 1"):
-        collapse.half_life_and_window(0, 16)
+def test_recall_dots_show_every_model_in_order():
+    both = {"lightnet": (0.66, 0.03), "gla": (0.58, 0.03)}
+    series = {"both": both, "window only": {"lightnet": (0.03, 0.01), "gla": (0.04, 0.01)}}
+    chart = collapse.recall_dots(series, title="Same training", teacher=0.99)
+    for trace, recalls in zip(chart.data, series.values(), strict=True):
+        assert dict(zip(trace.y, trace.x)) == {name: recall for name, (recall, _) in recalls.items()}
+        assert list(trace.error_x.array) == [error for _, error in recalls.values()]
+    assert len({trace.marker.symbol for trace in chart.data}) == 2
+    assert (list(chart.layout.yaxis.categoryarray), chart.layout.yaxis.autorange) == (["lightnet", "gla"], "reversed")
+    assert chart.layout.xaxis.title.text == "recall outside (share)"
+    assert "± standard error. both: lightnet 0.66 ± 0.03, gla 0.58 ± 0.03" in alt_text(chart)
+    assert "± standard deviation" in alt_text(collapse.recall_dots(series, title="", spread="standard deviation"))
 
 
-def test_spread_bars_show_means_and_deviations():
-    summaries = {"full": {"perplexity": (10.7, 0.2)}, "no window": {"perplexity": (30.0, 1.0)}}
-    chart = collapse.spread_bars(summaries, "perplexity", "perplexity", title="Table 6")
-    assert list(chart.data[0].x) == [10.7, 30.0]
-    assert list(chart.data[0].error_x.array) == [0.2, 1.0]
-    assert "no window 30.00 ± 1.00" in figures.alt_text(chart)
-    with pytest.raises(ValueError, match="'full' has no 'loss': there are 'perplexity'"):
-        collapse.spread_bars(summaries, "loss", "loss (nats)", title="")
+def test_remedies_mark_what_was_changed_otherwise():
+    row = {"structure": "gla", "name": "plain", "steps": 400, "outside": 0.4, "error": 0.03, "window_only": 0.02}
+    dropped = row | {"name": "dropped", "outside": 0.1, "variation": True}
+    chart = collapse.remedies([row | {"variation": False}, dropped], 0.99)
+    assert list(chart.data[0].marker.symbol) == ["circle", "circle-open"]
+    assert list(chart.data[0].error_y.array) == [0.03, 0.03]
+    assert "plain 0.40, the best of each structure; the lowest of all is dropped 0.10" in alt_text(chart)
 
 
-def test_remedies_and_needles_show_every_row():
-    rows = [
-        {"structure": "gla", "name": "GLA", "steps": 400, "outside": 0.4, "window_only": 0.02},
-        {"structure": "lightnet", "name": "LightNet", "steps": 800, "outside": 0.7, "window_only": 0.01},
-    ]
-    chart = collapse.remedies(rows, 0.99)
-    assert [(trace.name, trace.x[0], trace.y[0]) for trace in chart.data] == [("gla", 400, 0.4), ("lightnet", 800, 0.7)]
-    assert "The best is LightNet: 0.70" in figures.alt_text(chart)
-    found = [
-        {"length": length, "depth": depth, "found": share}
-        for length, depth, share in ((128, 0.1, 0.5), (128, 0.9, 1.0), (1024, 0.1, 0.0), (1024, 0.9, 0.25))
-    ]
-    grid = collapse.needles(found, title="Needles").data[0]
-    assert [list(row) for row in grid.z] == [[0.5, 0.0], [1.0, 0.25]]
-    assert list(grid.x) == ["128", "1,024"]
+def test_losses_stand_against_recall_each_in_its_panel():
+    points = {
+        "gla": {"outside": 0.58, "error": 0.03, "loss_tinyworld": 0.66, "loss_pydocs": 3.6},
+        "lightnet": {"outside": 0.66, "error": 0.03, "loss_tinyworld": 0.65, "loss_pydocs": 3.65},
+    }
+    chart = collapse.losses_against_recall(points, named={"lightnet": "bottom right"})
+    for trace, axis, losses in zip(chart.data, ("y", "y2"), ([0.66, 0.65], [3.6, 3.65]), strict=True):
+        assert (trace.yaxis, list(trace.x), list(trace.y)) == (axis, [0.58, 0.66], losses)
+        assert list(trace.error_x.array) == [0.03, 0.03]
+        assert list(trace.text) == ["", "lightnet"]
+    assert "nats per token" in chart.layout.yaxis2.title.text
+    assert "lightnet 0.66, 0.650 and 3.650" in alt_text(chart)
+
+
+def test_rivals_show_errors_and_what_a_guess_would_score():
+    chart = collapse.recall_by_rivals({"model": {1: Recall(1.0, 1.0, 20), 4: Recall(0.5, 0.25, 100)}})
+    assert (list(chart.data[0].x), list(chart.data[0].y)) == ([1, 4], [1.0, 0.5])
+    assert list(chart.data[0].error_y.array) == [0.0, 0.05]
+    assert list(chart.data[1].y) == [1.0, 0.25]
+    assert "4: 0.50 ± 0.05" in alt_text(chart)
+
+
+def test_the_log_of_experiments_has_every_run_of_the_search():
+    """Each recovery stands in the log once, with the recall, its standard error and the loss that were recorded."""
+    log = (data_dir().parent / "book" / "experiments.md").read_text("utf-8").splitlines()
+    search = recorded("recall-search-cpu")
+    questions = recorded("ablation-cpu")["teacher"]["recall"]["outside"]["questions"]
+    for row in search["rows"]:
+        r = Recall(row["recall"]["outside"], 0.0, questions)
+        wanted = f"| {row['name']} | {r.recall:.2f} ± {r.standard_error:.2f} | {row['window_only']['outside']:.2f} |"
+        wanted += f" {row['loss_tinyworld']:.2f} | {row['loss_pydocs']:.2f} |"
+        assert log.count(wanted) == 1, wanted
 
 
 @pytest.mark.slow

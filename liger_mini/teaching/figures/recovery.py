@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from liger_mini.evaluation.measure import Report
 from liger_mini.teaching.figures.theme import add_bars, described, line, marker, new_figure
@@ -39,7 +40,7 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
 
 def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     """Recall against how far back the answer was told, with the window and its stacked reach marked."""
-    figure = new_figure("Recall by distance", "distance (tokens, upper edge of the bin)", "share of answers right")
+    figure = new_figure("Recall by distance", "distance, up to (tokens)", "share of answers right")
     for i, (name, report) in enumerate(reports.items()):
         bins = [(high, r) for high, r in report.recall_by_distance if r.questions >= 20]
         figure.add_scatter(
@@ -75,16 +76,33 @@ def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
 
 
 def branch_bars(ablations: Mapping[str, Mapping[str, Report]]) -> go.Figure:
-    """Recall outside the reach and loss, with one branch or both, for each model."""
-    figure = new_figure("Which branch carries it?", None, "loss (nats per token)")
+    """Loss, and below it recall outside the reach with its standard error: both branches, one or neither, for each model.
+
+    The numbers stand above the bars of up to two models; more would overlap on a narrow page.
+    """
+    figure = new_figure("Which branch carries it?", None, None, height=600)
+    make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, figure=figure)
+    told, few = [], len(ablations) <= 2
     for i, (name, reports) in enumerate(ablations.items()):
-        values = [r.loss for r in reports.values()]
-        recalls = [(r.recall_inside, r.recall_outside) for r in reports.values()]
-        hover = "loss %{y:.3f}<br>recall inside %{customdata[0]:.2f}, outside %{customdata[1]:.2f}"
-        add_bars(figure, i + 1, name, list(reports), values, 2, customdata=recalls, hovertemplate=hover)
-    figure.update_layout(barmode="group")
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{branch} {r.loss:.2f}" for branch, r in reports.items())
-        for name, reports in ablations.items()
-    )
-    return described(figure, f"Bars of held-out loss with both branches, one, or neither. {told}.")
+        branches, values = list(reports), list(reports.values())
+        losses, recalls = [r.loss for r in values], [r.recall_outside for r in values]
+        errors, inside = zip(*((r.recall["outside"].standard_error, r.recall_inside) for r in values))
+        group = {"legendgroup": name, "offsetgroup": name, "cliponaxis": False, "col": 1}
+        small = {"textfont": {"size": 11}, **group}
+        add_bars(figure, i + 1, name, branches, losses, 2, textangle=0, row=1, **small)
+        hover = {"customdata": inside, "hovertemplate": "recall outside %{y:.2f}, inside %{customdata:.2f}"}
+        below = {"error_y": {"array": errors, "thickness": 1.5}, "showlegend": False, "row": 2}
+        add_bars(figure, i + 1, name, branches, recalls, 2, **hover, **below, **group)
+        ends, words = [r + error for r, error in zip(recalls, errors)], [f"{r:.2f}" for r in recalls]
+        above = {"mode": "text", "textposition": "top center", "hoverinfo": "skip", "showlegend": False, "row": 2}
+        figure.add_scatter(x=branches, y=ends, text=words, visible=few, **above, **small)
+        told.append(f"{name}: " + ", ".join(f"{b} {x:.2f} and {r:.2f}" for b, x, r in zip(branches, losses, recalls)))
+    below = {"type": "bar", "yaxis": "y2"}  # its numbers stand above the error bars
+    figure.update_traces(textposition="none", selector=below if few else {"type": "bar"})
+    ticks = {"tickvals": branches, "ticktext": [branch.replace(" ", "<br>") for branch in branches]}
+    figure.update_xaxes(tickangle=0, tickfont={"size": 11}, **ticks)
+    figure.update_yaxes(title="loss (nats per token)", rangemode="tozero", row=1)
+    figure.update_yaxes(title="recall outside (share)", range=[0, 1.1], row=2)
+    figure.update_layout(barmode="group", scattermode="group", bargap=0.1, scattergap=0.1, legend_y=-0.18)
+    what = "of recall outside the windows' reach, with both branches, one, or neither"
+    return described(figure, f"Bars of held-out loss, and below them {what}. Loss and recall: {'; '.join(told)}.")
