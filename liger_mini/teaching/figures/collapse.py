@@ -190,7 +190,7 @@ def losses_against_recall(
     figure = new_figure("Does remembering lower the loss?", None, None, height=620)
     titles = {"loss_tinyworld": "tinyworld", "loss_pydocs": "Python docs"}
     make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.1, figure=figure)
-    recalls = {"x": [p["outside"] for p in points.values()]}
+    recalls: dict[str, Any] = {"x": [p["outside"] for p in points.values()]}
     recalls["error_x"] = {"array": [p["error"] for p in points.values()], "thickness": 1, "color": "#888888"}
     recalls |= {"text": [name if name in named else "" for name in points], "hovertext": list(points)}
     for i, (key, corpus) in enumerate(titles.items()):

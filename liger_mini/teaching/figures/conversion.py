@@ -69,7 +69,7 @@ def loss_after_conversion(
         showlegend=False,
     )
     for i, (name, value) in enumerate(references.items()):
-        ends = [next(iter(losses)), next(reversed(losses))]
+        ends = [next(iter(losses)), next(reversed(list(losses)))]
         figure.add_scatter(
             x=[value] * 2, y=ends, name=f"{name} {value:.2f}", mode="lines+markers", line=line(2 * i), marker=marker(i)
         )
@@ -111,7 +111,7 @@ def next_token(
 
 
 def cache_growth(contexts: Sequence[int], kept: Mapping[str, Sequence[int]]) -> go.Figure:
-    """Bytes a decode cache holds against the length of the context, one line a model, both axes logarithmic.
+    """Bytes a decode cache holds against the length of the context, one line per model, both axes logarithmic.
 
     Args:
         contexts: lengths in tokens, rising, > 0. kept: name -> bytes at each of them.

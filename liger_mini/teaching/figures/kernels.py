@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from IPython.display import Code
@@ -48,19 +49,19 @@ def kernel_source(name: str, start: str | None = None, end: str | None = None) -
 def _kernel_lines(name: str) -> list[str]:
     file, *path = name.split(".")
     spec = importlib.util.find_spec(f"liger_mini.kernels.{file}") if path else None
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ValueError(
             f"{name!r}: there is no such file in kernels/; allowed is for example 'diagonal._chunk_states'"
         )
     text = Path(spec.origin).read_text("utf-8")
-    node = ast.parse(text)
+    node: Any = ast.parse(text)
     for part in path:
         inner = {x.name: x for x in node.body if isinstance(x, (ast.FunctionDef, ast.ClassDef))}
         if part not in inner:
             raise ValueError(f"{name!r}: there is no {part!r}; allowed are {', '.join(map(repr, inner)) or 'none'}")
         node = inner[part]
     first = min([node.lineno, *(x.lineno for x in node.decorator_list)])
-    numbers = range(first, node.end_lineno + 1)
+    numbers = list(range(first, node.end_lineno + 1))
     if ast.get_docstring(node):
         numbers = [n for n in numbers if not node.body[0].lineno <= n <= node.body[0].end_lineno]
     lines = text.splitlines()

@@ -15,7 +15,7 @@ LENGTHS = tuple(2**n for n in range(5, 17))
 
 
 def cost_model(cost: str = "prefill FLOPs", width: int = 64, window: int = 64) -> go.Figure:
-    """Cost a token and head against length, as the formulas have it, with their crossover.
+    """Cost per token and head against length, as the formulas have it, with their crossover.
 
     Args:
         cost: "prefill FLOPs" or "decode bytes". width: K = V. window: W.
@@ -48,7 +48,7 @@ def cost_model(cost: str = "prefill FLOPs", width: int = 64, window: int = 64) -
 def time_against_length(
     lengths: Sequence[int], seconds: Mapping[str, Sequence[float]], *, title: str, per_token: bool = True
 ) -> go.Figure:
-    """Time against length, one line a variant, both axes logarithmic.
+    """Time against length, one line per variant, both axes logarithmic.
 
     Args:
         lengths: tokens, rising. seconds: name -> seconds at each length. per_token: divide by the length.
@@ -66,7 +66,7 @@ def time_against_length(
         figure.add_scatter(x=list(lengths), y=y, name=name, mode="lines+markers", line=line(i), marker=marker(i))
         told.append(f"{name} {y[0]:.3g} at {lengths[0]:,} and {y[-1]:.3g} at {lengths[-1]:,}")
     _log_log(figure, lengths)
-    unit = "microseconds a token" if per_token else "microseconds"
+    unit = "microseconds per token" if per_token else "microseconds"
     return described(figure, f"{title}. Line chart of time against length, {unit}: {'; '.join(told)} tokens.")
 
 
@@ -111,7 +111,7 @@ def kernel_times(rows: Sequence[Mapping[str, Any]], recurrence: str = "diagonal"
     """GPU times of a recurrence's implementations beside softmax and the window, forward, per token.
 
     Args:
-        rows: of `liger_mini.benchmark.kernels`. recurrence: "diagonal", "scalar" or "slots".
+        rows: of `liger_mini.experiments.benchmark.kernels`. recurrence: "diagonal", "scalar" or "slots".
     Raises:
         ValueError: no row of that recurrence.
     """

@@ -39,8 +39,7 @@ def band(visible: Tensor, window: int) -> go.Figure:
     level = computed.int() + (computed & visible).int()
     seen, total = int(visible.sum()), int(computed.sum())
     figure = new_figure(f"W = {window}: {total} scores for {seen} seen", "key s (token)", "query t (token)", height=500)
-    colours = [[i / 3, colour] for i, colour in enumerate(SHADES.values())]
-    colours = [[x + step, colour] for x, colour in colours for step in (0, 1 / 3)]
+    colours = [[(i + step) / 3, colour] for i, colour in enumerate(SHADES.values()) for step in (0, 1)]
     figure.add_heatmap(z=level.tolist(), zmin=-0.5, zmax=2.5, colorscale=colours, showscale=False, xgap=1, ygap=1)
     for name, colour in SHADES.items():
         look = {"symbol": "square", "size": 12, "color": colour, "line": {"color": "#666", "width": 1}}
