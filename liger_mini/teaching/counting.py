@@ -94,7 +94,7 @@ GPUS = {  # NVIDIA's data sheets, dense: FLOP/s of products in each format, byte
 FORMATS = ("bfloat16", "tf32", "float32")
 
 
-FORMS = {"softmax": "bfloat16", "gate a head": "tf32", "gate a channel": "tf32"}  # and how each multiplies
+FORMS = {"softmax": "bfloat16", "gate per head": "tf32", "gate per channel": "tf32"}  # and how each multiplies
 
 
 WIDTH, KERNEL_CHUNK = 128, 64  # K = V of the estimates, and the C of the kernels
@@ -146,13 +146,13 @@ def kernel_cost(
     """(FLOPs of products, bytes between memory and chip) a token and head, forward, K = V = width.
 
     softmax         T (K + V), half of all pairs;              q, k, v, o once each
-    gate a head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state a chunk, written
-    gate a channel  4 K V + 2 C V + 2 C K L + 6 C K (L + 2)    and read, and the first and last one; L = log₂ C
+    gate per head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state a chunk, written
+    gate per channel  4 K V + 2 C V + 2 C K L + 6 C K (L + 2)    and read, and the first and last one; L = log₂ C
 
     Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
 
     Args:
-        form: "softmax", "gate a head" or "gate a channel". T: tokens. chunk: C. number: bytes of one in q, k, v and o;
+        form: "softmax", "gate per head" or "gate per channel". T: tokens. chunk: C. number: bytes of one in q, k, v and o;
             gates and states have 4.
     Raises:
         ValueError: another form, or a size that is not allowed.
@@ -160,8 +160,8 @@ def kernel_cost(
     _sizes(form, T=T, width=width, chunk=chunk)
     if form == "softmax":
         return 2.0 * T * width, 4.0 * number * width
-    products = 4 * width**2 + 2 * chunk * width * (1 + (_levels(chunk) if form == "gate a channel" else 1))
-    gates = 8 * (width if form == "gate a channel" else 1)
+    products = 4 * width**2 + 2 * chunk * width * (1 + (_levels(chunk) if form == "gate per channel" else 1))
+    gates = 8 * (width if form == "gate per channel" else 1)
     states = 4 * width**2 * (2 / chunk + 2 / T)
     return float(products + _sums(form, width, chunk)), 6 * number * width + gates + states
 
@@ -185,7 +185,7 @@ def _levels(chunk: int) -> int:
 
 def _sums(form: str, width: int, chunk: int) -> int:
     """FLOPs of `sum_over`: three products with a mask for every level, and for the chunk's start and end."""
-    return 6 * chunk * width * (_levels(chunk) + 2) if form == "gate a channel" else 0
+    return 6 * chunk * width * (_levels(chunk) + 2) if form == "gate per channel" else 0
 
 
 def _sizes(form: str, **sizes: int) -> None:
