@@ -49,7 +49,10 @@ def test_the_formula_is_what_the_interpreter_counts(form):
 
 def test_costs_by_hand():
     assert kernel_cost("softmax", 4096) == (4096 * 256, 1024)
-    assert kernel_cost("gate per head", 4096) == (4 * 128**2 + 4 * 64 * 128, 1536 + 8 + 4 * 128**2 * (2 / 64 + 2 / 4096))
+    assert kernel_cost("gate per head", 4096) == (
+        4 * 128**2 + 4 * 64 * 128,
+        1536 + 8 + 4 * 128**2 * (2 / 64 + 2 / 4096),
+    )
     assert estimated_seconds("softmax", "A100", 4096) == pytest.approx((4096 * 256 / 312e12, 1024 / 2.0e12))
     arithmetic, memory = estimated_seconds("gate per channel", "H100", 4096)
     sums = 6 * 64 * 128 * 8
