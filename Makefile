@@ -19,6 +19,9 @@ WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadata
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 .PHONY: demo lab test book record gpu lint check help clean setup lock sizes
 MINUTES := 8
+# what a change most often breaks, in two minutes; `test` runs everything
+FAST := $(addprefix tests/test_,$(addsuffix .py,minimal structures recurrences window evaluate corpus own_data saved_before \
+	teaching teaching_figures teaching_counting readme book_results))
 
 demo: $(COURSE)  ## linearize the embedded teacher and win it back: a table, and runs/demo/report.html
 	$(BIN)/python -m liger_mini demo

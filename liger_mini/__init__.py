@@ -9,7 +9,7 @@ from pathlib import Path as _Path
 from liger_mini.convert import linearize
 from liger_mini.evaluation import branch_ablation, evaluate
 from liger_mini.recovery import recover
-from liger_mini.recurrences import explain_backend, gated_recurrence, slot_recurrence
+from liger_mini.recurrences import delta_recurrence, explain_backend, gated_recurrence, slot_recurrence
 from liger_mini.structures import structures
 from liger_mini.support.hub import load
 from liger_mini.support.version import __version__
@@ -18,6 +18,7 @@ from liger_mini.window import sliding_window_attention
 __all__ = [
     "__version__",
     "branch_ablation",
+    "delta_recurrence",
     "evaluate",
     "explain_backend",
     "gated_recurrence",

@@ -1,4 +1,6 @@
-"""The seven structures of Table 1 and three cousins (chapter 03): raw projections in, a recurrence run, no parameter.
+"""The seven structures of Table 1, three cousins (chapter 03) and three delta rules, without a parameter.
+
+Raw projections in, a recurrence run.
 
 `structures` maps a name to a `Structure`. Read from the top, each is one change to one before. With P = Pool(k_t) and
 φ = softmax over the head dimension:
@@ -15,6 +17,12 @@
 | hgrn2           | one per key channel   | γ + (1 - γ) σ(P) | (1 - α)ᵀ v          | φ(q) S                      |
 | lightnet        | one per key channel   | z_{t-1} / z_t    | (1 - α)ᵀ v          | φ(q) S                      |
 | gsa             | one per slot          | σ(P)             | (1 - α)ᵀ k, (1 - α)ᵀ v | softmax(q K̃ᵀ) Ṽ         |
+| deltanet        | none                  | 1                | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
+| gated_deltanet  | one per head          | σ(P₂)            | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
+| kda             | one per key channel   | σ(P)             | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
+
+In the last three x̂ = φ(x) / ‖φ(x)‖, S is what is left after forgetting, and β = σ(P₁): P₁ and P₂ are the means of the
+key's first and second half.
 """
 
 from __future__ import annotations
@@ -31,7 +39,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from liger_mini import gates
-from liger_mini.recurrences import gated_recurrence, slot_recurrence
+from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recurrence
 from liger_mini.recurrences.checks import check_state
 from liger_mini.recurrences.documents import check_documents, over_documents
 
@@ -355,6 +363,55 @@ class GSA(Structure):
         return slot_recurrence(**inputs, initial_state=None if states[0] is None else states, **how)
 
 
+def unit_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
+    """φ(x) = softmax(x) / ‖softmax(x)‖: of length one, as the delta rule needs it, and without a parameter."""
+    return F.normalize(gates.wide(x).softmax(-1), dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class DeltaNet(Structure):
+    """The delta rule: a token writes the difference between its value and what the state says for its key.
+
+    β = σ(mean of the key's first half) says how much of the difference; nothing is forgotten otherwise.
+    """
+
+    def log_gate(self, k):
+        return k.new_zeros(k.shape[:-1], dtype=torch.float32)
+
+    def beta(self, k: Float[Tensor, "B T H K"]) -> Float32[Tensor, "B T H"]:
+        """How much of the difference is written, in (0, 1)."""
+        return gates.pool(gates.wide(k), 2)[..., 0].sigmoid()
+
+    def inputs(self, q, k, v, log_gate=None, mask=None):
+        log_gate = self.log_gate(k) if log_gate is None else log_gate
+        features = {"q": unit_features(q), "k": unit_features(k), "v": v}
+        return {**features, "beta": hide(mask, self.beta(k)), "log_gate": hide(mask, log_gate)}
+
+    def recurrence(self, inputs, states, **how):
+        o, S = delta_recurrence(**inputs, initial_state=states[0], **how)
+        return o, (S,)
+
+
+@dataclass(frozen=True)
+class GatedDeltaNet(DeltaNet):
+    """The delta rule with one gate per head, σ(mean of the key's second half)^(1/τ): β and gate share no channel."""
+
+    temper: float = 1024.0
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(gates.pool(gates.wide(k), 2)[..., 1], self.temper)
+
+
+@dataclass(frozen=True)
+class KDA(DeltaNet):
+    """The delta rule with one gate per key channel, GLA's (Kimi Delta Attention)."""
+
+    temper: float = 1024.0
+
+    def log_gate(self, k):
+        return gates.sigmoid_gate(k, self.temper)
+
+
 structures = MappingProxyType(
     {
         "gla": GLA(),
@@ -367,6 +424,9 @@ structures = MappingProxyType(
         "lightning": Lightning(),
         "lightnet": LightNet(),
         "linear": Linear(),
+        "deltanet": DeltaNet(),
+        "gated_deltanet": GatedDeltaNet(),
+        "kda": KDA(),
     }
 )
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from liger_mini.kernels import diagonal, scalar, slots, tiles, window
+from liger_mini.kernels import delta, diagonal, scalar, slots, tiles, window
 
 from liger_mini.experiments.equivalence import relative_rms
 
@@ -45,6 +45,13 @@ def slots_step(q, k, v, write, log_gate, keys, values):
     keys = alpha.unsqueeze(-2) * keys + k.unsqueeze(-1) * write.unsqueeze(-2)  # K̃ᵀ, as in the package
     values = alpha.unsqueeze(-1) * values + write.unsqueeze(-1) * v.unsqueeze(-2)
     return ((q.unsqueeze(-2) @ keys).softmax(-1) @ values).squeeze(-2), keys, values
+
+
+def delta_step(q, k, v, beta, log_gate, state):
+    state = log_gate.exp().reshape(*log_gate.shape[:2], -1, 1) * state
+    u = beta.unsqueeze(-1) * (v - (k.unsqueeze(-2) @ state).squeeze(-2))
+    state = state + k.unsqueeze(-1) * u.unsqueeze(-2)
+    return (q.unsqueeze(-2) @ state).squeeze(-2), state
 
 
 def loop(step, *inputs, states=1, cu_seqlens=None):
@@ -96,6 +103,8 @@ class Kernel(NamedTuple):
 KERNELS = {
     "diagonal": Kernel(diagonal.triton_recurrence, functools.partial(loop, diagonal_step)),
     "scalar": Kernel(scalar.triton_recurrence, functools.partial(loop, scalar_step)),
+    "delta": Kernel(delta.triton_recurrence, functools.partial(loop, delta_step)),
+    "delta per channel": Kernel(delta.triton_recurrence, functools.partial(loop, delta_step)),
     "slots": Kernel(slots.triton_recurrence, functools.partial(loop, slots_step, states=2), ("keys", "values")),
     "window": Kernel(
         functools.partial(window.triton_window, window=7),
@@ -117,9 +126,11 @@ def inputs(kind, T, K=16, V=16, M=16, gates="weak", dtype=torch.float32, B=1, H=
     args = {"q": q, "k": torch.randn(*keys, K), "v": torch.randn(*keys, V)}
     if kind == "slots":
         args["write"] = torch.rand(B, T, H, M)
+    if kind.startswith("delta"):
+        args |= {"k": F.normalize(args["k"], dim=-1), "beta": torch.rand(B, T, H)}
     args = {name: x.to(dtype) for name, x in args.items()}
     if kind != "window":
-        args["log_gate"] = GATES[gates](B, T, H, *{"diagonal": [K], "scalar": [], "slots": [M]}[kind])
+        args["log_gate"] = GATES[gates](B, T, H, *{"scalar": [], "delta": [], "slots": [M]}.get(kind, [K]))
     shapes = {"state": (K, V), "keys": (K, M), "values": (M, V)}
     args |= {name: torch.randn(N or B, H, *shapes[name]) for name in KERNELS[kind].states}
     return {name: x.to(DEVICE) for name, x in args.items()}

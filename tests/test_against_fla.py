@@ -13,7 +13,10 @@ with warnings.catch_warnings():
     gla = pytest.importorskip(
         "fla.ops.gla.naive", reason="flash-linear-attention is not installed (pip install -e '.[dev]')"
     )
+    from fla.ops.delta_rule.naive import delta_rule_recurrence
+    from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
     from fla.ops.gsa.naive import naive_recurrent_gsa
+    from fla.ops.kda.naive import naive_recurrent_kda
     from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6
     from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
@@ -80,3 +83,23 @@ def test_lightnet_gate_agrees_with_their_additive_one(qkv, backend):
     log_gate = lm.structures["lightnet"].log_gate(logits)
     o, _ = lm.slot_recurrence(q, k, v, -log_gate.expm1(), log_gate, backend=backend)
     agree(o, naive_recurrent_gsa(q, k, v, logits, None, 1.0)[0])
+
+
+@backends
+def test_the_delta_rules_agree(qkv, backend):
+    """Theirs differ from each other: `delta_rule` has heads before time and no scale to set, the others take one.
+
+    All three decay first, then correct, and read after the write, as ours.
+    """
+    S = torch.randn(B, H, K, V)
+    for name in ("deltanet", "gated_deltanet", "kda"):
+        structure = lm.structures[name]
+        q, k, v, beta, g = structure.inputs(*qkv).values()
+        if name == "deltanet":
+            o, last = delta_rule_recurrence(*(x.transpose(1, 2) for x in (q * K**0.5, k, v, beta)), S)
+            theirs = o.transpose(1, 2), last
+        elif name == "gated_deltanet":
+            theirs = naive_recurrent_gated_delta_rule(q, k, v, beta, g, 1.0, S, output_final_state=True)
+        else:
+            theirs = naive_recurrent_kda(q, k, v, g, beta, 1.0, S, output_final_state=True)
+        agree(structure(*qkv, S, backend), theirs)

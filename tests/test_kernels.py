@@ -31,6 +31,8 @@ def test_every_length(kind, T):
 WIDTHS = {
     "diagonal": [(16, 16), (64, 40), (256, 16), (16, 256)],
     "scalar": [(16, 16), (64, 40), (256, 16), (16, 256), (16, 257)],  # 257: the normaliser of the mLSTM is one more
+    "delta": [(16, 16), (64, 40), (256, 16), (16, 256)],
+    "delta per channel": [(16, 16), (40, 24)],
     "slots": [(64, 16, 16), (16, 64, 24), (16, 16, 256), (256, 16, 16), (16, 256, 16)],
     "window": [(8, 16), (16, 24), (40, 16), (64, 256), (256, 64)],
 }
@@ -119,7 +121,7 @@ def test_decays_are_never_above_one(kind, monkeypatch):
     """No positive exponent is ever formed."""
     seen = exponents(monkeypatch)
     check(kind, inputs(kind, 70, gates="mixed"))
-    assert len(seen) > {"diagonal": 20, "scalar": 15, "slots": 20}[kind], "the replaced exp was not used"
+    assert len(seen) > {"scalar": 15, "delta": 15}.get(kind, 20), "the replaced exp was not used"
     assert max(seen) <= 0, f"largest exponent {max(seen)}"
 
 

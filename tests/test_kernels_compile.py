@@ -24,7 +24,7 @@ KIB = {80: 163, 90: 227}  # shared memory a program can have on an A100 and an H
 
 def wrappers(x):
     """One call for every kernel file; what it returns is differentiated. x(*shape, dtype) makes an input."""
-    from liger_mini.kernels import diagonal, scalar, slots, tiles, window
+    from liger_mini.kernels import delta, diagonal, scalar, slots, tiles, window
 
     tiles.INTERPRETED = True  # now that all are imported as for a GPU: let tensors on the CPU in
     B, T, H, K, V, M, float32 = 1, 128, 2, 128, 128, 128, torch.float32
@@ -32,6 +32,8 @@ def wrappers(x):
     yield diagonal.triton_recurrence(q, k, v, x(B, T, H, K, dtype=float32), state)
     yield scalar.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), state)
     yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), state, state)
+    for gate in ((B, T, H), (B, T, H, K)):
+        yield delta.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), x(*gate, dtype=float32), state)
     yield window.triton_window(q, k, v, 64)
 
 
@@ -107,7 +109,7 @@ def test_every_kernel_compiles_and_fits():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, __file__, "--largest"], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    for kernel in ("diagonal._chunk_states", "scalar._chunk_states", "window."):
+    for kernel in ("diagonal._chunk_states", "scalar._chunk_states", "delta._correct", "window."):
         assert kernel in run.stdout, "the kernels were not caught"
 
 

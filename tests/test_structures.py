@@ -24,8 +24,9 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)  # mask and gates are exact; LightNet's gate subtracts logs
 
 
-def test_there_are_ten():
-    assert list(lm.structures) == "gla hgrn2 rwkv6 mamba2 gated_retention mlstm gsa lightning lightnet linear".split()
+def test_there_are_thirteen():
+    additive = "gla hgrn2 rwkv6 mamba2 gated_retention mlstm gsa lightning lightnet linear".split()
+    assert list(lm.structures) == [*additive, "deltanet", "gated_deltanet", "kda"]
 
 
 @pytest.mark.parametrize("name", TEMPERED)
@@ -205,7 +206,7 @@ def test_an_unknown_structure_is_refused():
 
 def test_default_tempers_are_what_the_docstrings_say():
     assert {n: s.temper for n, s in lm.structures.items() if s.temper is not None} == {
-        "gla": 16, "hgrn2": 1, "rwkv6": math.log(2), "mamba2": 1, "gated_retention": 1, "mlstm": 1, "gsa": 16,
+        "gla": 16, "hgrn2": 1, "rwkv6": math.log(2), "mamba2": 1, "gated_retention": 1, "mlstm": 1, "gsa": 16, "gated_deltanet": 1024, "kda": 1024,
     }  # fmt: skip
 
 

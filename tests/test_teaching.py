@@ -14,7 +14,6 @@ import plotly.io as pio
 import pytest
 import torch
 
-import liger_mini as lm
 from liger_mini import gates, teaching
 from liger_mini.recurrences import loops
 from liger_mini.support import records
@@ -25,7 +24,7 @@ from liger_mini.teaching.figures.gates import remembering
 from liger_mini.teaching.figures.kernels import beside, kernel_source, roofline
 from liger_mini.teaching.figures.theme import described, new_figure
 
-from .test_teaching_figures import NAMES, STATES, VALUES, facts, look, maps, staircase, visible
+from .test_teaching_figures import ADDING, NAMES, STATES, VALUES, facts, look, maps, staircase, visible
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -167,7 +166,7 @@ WIDGETS = {
     ),
     "attention_maps": Widget(
         lambda structure: structures.attention_maps({structure: maps()[structure]}),
-        {"structure": list(lm.structures)},
+        {"structure": ADDING},
         "Heat maps of who takes from whom over 12 tokens. {structure}: ",
         {"layout.annotations[0].text": "{structure}"},
     ),

@@ -51,7 +51,19 @@ VARIANTS: dict[str, Variant] = {
     "no recurrence": Variant({"mix": 0.0}),
     **{
         structure: Variant({"structure": structure})
-        for structure in ("gsa", "hgrn2", "rwkv6", "mamba2", "gated_retention", "mlstm", "lightning", "lightnet")
+        for structure in (
+            "gsa",
+            "hgrn2",
+            "rwkv6",
+            "mamba2",
+            "gated_retention",
+            "mlstm",
+            "lightning",
+            "lightnet",
+            "deltanet",
+            "gated_deltanet",
+            "kda",
+        )
     },
 }
 
@@ -70,6 +82,9 @@ REMEMBERING: dict[str, Variant] = {
         "hgrn2": 16,
         "gsa": 16,
         "lightnet": None,
+        "deltanet": None,
+        "gated_deltanet": 1024,
+        "kda": 1024,
     }.items()
 }
 

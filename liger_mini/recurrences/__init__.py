@@ -1,6 +1,6 @@
 """Gated recurrences: what a caller gives is checked here, and `dispatch` runs a form of it.
 
-The forms are one file per recurrence (`diagonal`, `scalar`, `slots`), each with its naive, step and chunked version on
+The forms are one file per recurrence (`diagonal`, `scalar`, `slots`, `delta`), each with its naive, step and chunked version on
 one page; their Triton twins have the same names in `kernels/`.
 """
 
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from liger_mini.recurrences import diagonal, scalar, slots
-from liger_mini.recurrences.checks import check_gate, check_inputs, check_width
+from liger_mini.recurrences import delta, diagonal, scalar, slots
+from liger_mini.recurrences.checks import check_delta, check_gate, check_inputs, check_width
 from liger_mini.recurrences.dispatch import check_backend, run
 from liger_mini.recurrences.loops import CHUNK
 
@@ -91,6 +91,43 @@ def slot_recurrence(
     states = {"initial_state[0]": (keys, (*k.shape[2:], M)), "initial_state[1]": (values, (heads, M, v.shape[-1]))}
     o, keys, values = run(slots, q, (k, v, slot_write, log_gate), states, cu_seqlens, backend)
     return o, (keys, values)
+
+
+def delta_recurrence(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T Hkv K"],
+    v: Float[Tensor, "B T Hkv V"],
+    beta: Float[Tensor, "B T Hkv"],
+    log_gate: Float[Tensor, "B T Hkv K"] | Float[Tensor, "B T Hkv"] | None = None,
+    *,
+    initial_state: Float32[Tensor, "N Hkv K V"] | None = None,
+    cu_seqlens: Int[Tensor, "N+1"] | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "B T H V"], Float32[Tensor, "N Hkv K V"]]:
+    """S = α_t ⊙ S_{t-1}, S_t = S + k_tᵀ β_t (v_t - k_t S) and o_t = q_t S_t, with α_t = exp(log_gate_t).
+
+    A token writes the difference between its value and what the state says for its key. No scaling is hidden in here.
+
+    Args:
+        k: of length one, or at least so short that β ‖k‖² ≤ 2.
+        beta: how much of the difference is written, in [0, 2]: 0 writes nothing, 1 replaces, 2 reflects.
+        log_gate: log α ≤ 0: one value for each head, or for each key channel; None forgets nothing.
+        The rest as in `gated_recurrence`.
+    Raises:
+        ValueError: beta outside [0, 2] or NaN, keys that are too long; and what `gated_recurrence` raises.
+    """
+    check_backend(backend)
+    if log_gate is None:
+        log_gate = q.new_zeros(beta.shape, dtype=torch.float32)
+    axes = {"beta": 3, "log_gate": log_gate.ndim if log_gate.ndim == 3 else 4}
+    check_inputs(q, {"k": k, "v": v, "beta": beta, "log_gate": log_gate}, axes)
+    check_width("k", k, "q", q)
+    if log_gate.ndim == 4:
+        check_width("log_gate", log_gate, "k", k)
+    check_gate(log_gate, backend)
+    check_delta(beta, k)
+    states = {"initial_state": (initial_state, (*k.shape[2:], v.shape[-1]))}
+    return run(delta, q, (k, v, beta, log_gate), states, cu_seqlens, backend)
 
 
 def explain_backend(device: torch.device | str = "cpu") -> str:

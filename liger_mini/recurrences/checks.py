@@ -63,6 +63,21 @@ def check_gate(log_gate: Tensor, backend: str) -> None:
         )
 
 
+def check_delta(beta: Tensor, k: Tensor) -> None:
+    """β in [0, 2], and β ‖k‖² ≤ 2: beyond that a correction overshoots, and the state grows without bound."""
+    if torch.compiler.is_compiling():
+        return
+    smallest, largest = torch.stack(torch.aminmax(beta.detach())).tolist()
+    if not 0 <= smallest <= largest <= 2:
+        raise ValueError(f"beta has values from {smallest:.4g} to {largest:.4g}; allowed are 0 (writes nothing) to 2")
+    step = (beta.detach() * k.detach().to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1)).max().item()
+    if not step <= 2 * (1 + 8 * torch.finfo(k.dtype).eps):
+        raise ValueError(
+            f"beta times the squared length of a key is {step:.4g}; allowed is up to 2, beyond which the state explodes. "
+            "Normalise the keys: k / k.norm(dim=-1, keepdim=True)"
+        )
+
+
 def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> None:
     if not isinstance(state, Tensor):
         raise TypeError(f"{name} is a {type(state).__name__}; it must be a float32 tensor of shape {shape}")

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from liger_mini.recurrences import diagonal, scalar, slots
+from liger_mini.recurrences import delta, diagonal, scalar, slots
 from liger_mini.recurrences.checks import check_state, require_triton
 from liger_mini.recurrences.documents import check_documents, over_documents
 
@@ -19,6 +19,7 @@ TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
     scalar: "liger_mini.kernels.scalar",
     slots: "liger_mini.kernels.slots",
+    delta: "liger_mini.kernels.delta",
 }
 
 
