@@ -23,7 +23,6 @@ ERRORS = {"random": [0.0, 0.9, 2.1], "softmax": [0.0, 0.0, 0.01]}
 WEIGHTS = {"no gate": torch.arange(1, 6) / 4, "gate": torch.full((5,), 0.25)}
 COSINES = {"keys": [0.9, -0.25], "φ(keys)": [0.95, 0.4]}
 FLOPS = {"diagonal": {8: 17_280, 32: 20_352}, "scalar": {8: 18_432, 32: 24_576}}
-TIMES = {"1024": {"median_s": 0.01}, "4096": {"median_s": 0.04}}
 SPREAD = {"full": {"perplexity": (10.7, 0.2)}, "no window": {"perplexity": (30.0, 1.0)}}
 RECOVERIES = [
     {"structure": structure, "name": name, "steps": steps, "outside": outside, "error": 0.02, "window_only": 0.02}
@@ -112,12 +111,6 @@ FIGURES = {
         | {"data[:].name": list(FLOPS), "data[:].x": [[8, 32]] * 2}
         | {"data[:].y": [[17_280, 20_352], [18_432, 24_576]]},
         ["diagonal 17,280 at C = 8 and 20,352 at C = 32"],
-    ),
-    "time_by_length": (
-        lambda: chunks.time_by_length([{"recurrence": "diagonal", "times": TIMES, "exponent": 1.0}]),
-        {"y": "median time (seconds)", "data[:].name": ["diagonal: T^1.00"]}
-        | {"data[:].x": [[1024, 4096]], "data[:].y": [[0.01, 0.04]]},
-        ["from 1024 to 4096 tokens; exponents: diagonal 1.00"],
     ),
     "program_map": (
         lambda: kernels.program_map(torch.tensor([[0, 0, 1], [0, 0, 1], [2, 2, 3]]), starts=[0, 2]),
@@ -283,7 +276,6 @@ REFUSED = [
     ("C = 12: allowed are powers of two", lambda: chunks.halving_levels(12)),
     ("textbook: 1 errors for 2 strengths", lambda: chunks.errors_by_strength([1.0, 2.0], {"textbook": [1.0]})),
     ("no counts", lambda: chunks.flops_by_chunk({}, marked=32)),
-    ("no rows", lambda: chunks.time_by_length([])),
     ("nowhere.load.* no such file", lambda: kernels.kernel_source("nowhere.load")),
     ("diagonal.* no such file", lambda: kernels.kernel_source("diagonal")),
     ("tiles.lode.* there is no 'lode'; allowed are .*'load'", lambda: kernels.kernel_source("tiles.lode")),

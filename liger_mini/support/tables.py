@@ -32,10 +32,6 @@ class Table:
         rows = [[shown(show(record)) for show in columns.values()] for record in records]
         return cls(list(columns), rows, caption)
 
-    def markdown(self) -> str:
-        """As a README writes it."""
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, ["---"] * len(self.head), *self.rows))
-
     def __str__(self) -> str:
         lines = [self.head, *self.rows]
         widths = [max(len(row[i]) for row in lines) for i in range(len(self.head))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -153,26 +152,6 @@ def flops_by_chunk(counts: Mapping[str, Mapping[int, float]], *, marked: int) ->
         for name, values in counts.items()
     )
     return described(figure, f"FLOPs per token and head against chunk length: {told}.")
-
-
-def time_by_length(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Median seconds against T, one line per recurrence, from the rows of `benchmark.growth`.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not rows:
-        raise ValueError("no rows: give what benchmark.growth returned")
-    figure = new_figure("Chunked: time against length", "sequence length T (tokens)", "median time (seconds)")
-    for i, row in enumerate(rows):
-        lengths = [int(T) for T in row["times"]]
-        seconds = [times["median_s"] for times in row["times"].values()]
-        name = f"{row['recurrence']}: T^{row['exponent']:.2f}"
-        how = {"mode": "lines+markers", "line": line(i + 1), "marker": marker(i + 1)}
-        figure.add_scatter(x=lengths, y=seconds, name=name, **how)
-    _log_axes(figure, lengths)
-    told = ", ".join(f"{row['recurrence']} {row['exponent']:.2f}" for row in rows)
-    return described(figure, f"Median time against T from {lengths[0]} to {lengths[-1]} tokens; exponents: {told}.")
 
 
 def _log_axes(figure: go.Figure, ticks: Sequence[int]) -> None:
