@@ -1,11 +1,15 @@
 """The commands end to end on the embedded teacher: convert, recover, evaluate, harness."""
 
+import dataclasses
 import json
 
 import pytest
 
 import liger_mini as lm
 from liger_mini.__main__ import main
+from liger_mini.commands.options import attributes
+from liger_mini.convert import Settings
+from liger_mini.recovery import Recipe
 from liger_mini.support.paths import data_dir
 
 TEACHER = str(data_dir() / "teacher")
@@ -25,6 +29,24 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path, capsys)
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "--model", TEACHER, "--output", str(tmp_path)])
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_debug_shows_where_an_error_was_raised():
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        main(["evaluate", "--model", "./nowhere", "--debug"])
+
+
+@pytest.mark.parametrize("kind", [Recipe, Settings])
+def test_every_flag_says_what_it_does_and_what_it_is_by_default(kind, capsys):
+    told = attributes(kind)
+    assert set(told) == {field.name for field in dataclasses.fields(kind)}
+    assert all(len(words.split()) >= 2 for words in told.values())
+    with pytest.raises(SystemExit, match="0"):
+        main(["recover", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(kind):
+        assert f"--{field.name.replace('_', '-')}" in shown
+        assert f"(default: {field.default})" in shown
 
 
 @pytest.mark.slow

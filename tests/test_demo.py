@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,19 @@ def reports(teacher):
     liger, _ = load_teacher()
     linearize(liger, window=WINDOW)
     return evaluate(model, held_out, window=WINDOW), branch_ablation(liger, held_out)
+
+
+def test_the_demo_prints_the_table_of_the_readme(reports):
+    teacher_report, _ = reports
+    table = demo.table(teacher_report, {})
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    assert f"| {' | '.join(table.head)} |" in readme
+    assert table.rows == [
+        [
+            "teacher",
+            *(f"{x:.2f}" for x in (teacher_report.loss, teacher_report.recall_inside, teacher_report.recall_outside)),
+        ]
+    ]
 
 
 def test_figures_show_the_numbers_and_have_units_and_words(reports):

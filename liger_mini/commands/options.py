@@ -58,7 +58,7 @@ def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
 
 def attributes(kind: type) -> dict[str, str]:
     """name -> its words in the section "Attributes" of a class's docstring."""
-    section = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+    section = re.split(r"^(?=\S)", (inspect.getdoc(kind) or "").partition("Attributes:\n")[2], flags=re.M)[0]
     entries = re.split(r"^    (?=\S)", section, flags=re.M)[1:]
     told = {}
     for entry in entries:
