@@ -64,7 +64,7 @@ lint: $(DEV)  ## style, imports, formatting, types, and notebooks without output
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" tests/test_repository.py
 
-check: lint  ## lint and the fast tests: under three minutes, before each commit
+check: lint  ## lint and the tests that a change most often breaks: under three minutes
 	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" $(FAST)
 
 help:  ## what each target does

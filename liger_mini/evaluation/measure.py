@@ -11,6 +11,7 @@ window and travel at most the *reach* L · (W - 1) tokens; only the recurrence c
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -162,6 +163,16 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = 
         window=window,
         reach=reach,
     )
+
+
+def warn_if_nothing_is_outside(report: Report, length: int) -> None:
+    """Windows that reach over whole rows leave no question that only the recurrence could answer."""
+    if not report.recall["outside"].questions:
+        warnings.warn(
+            f"no question lies outside: windows of {report.window} reach {report.reach} tokens through all layers, and rows "
+            f"have {length}. Longer rows or a smaller window would show what the recurrence does",
+            stacklevel=2,
+        )
 
 
 def text_loss(

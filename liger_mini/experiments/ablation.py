@@ -27,6 +27,7 @@ from liger_mini.experiments import WINDOW, load_teacher
 from liger_mini.experiments.journey import travel
 from liger_mini.experiments.variants import learned_features, random_gate
 from liger_mini.recovery import RECIPES, Recipe
+from liger_mini.structures import structures
 from liger_mini.support.paths import claim, write_atomically
 from liger_mini.support.provenance import provenance
 
@@ -49,43 +50,13 @@ VARIANTS: dict[str, Variant] = {
     "no LoRA": Variant(lora=False),
     "no window": Variant({"mix": 1.0}),
     "no recurrence": Variant({"mix": 0.0}),
-    **{
-        structure: Variant({"structure": structure})
-        for structure in (
-            "gsa",
-            "hgrn2",
-            "rwkv6",
-            "mamba2",
-            "gated_retention",
-            "mlstm",
-            "lightning",
-            "lightnet",
-            "deltanet",
-            "gated_deltanet",
-            "kda",
-        )
-    },
+    **{name: Variant({"structure": name}) for name in structures if name not in ("gla", "linear")},
 }
-
-
-# tempers: the best that was found for recall where the write is tied to the gate (16), else one beyond the context
+# the best that was found for recall where the write is tied to the gate, else one beyond the context
+TEMPERS = {"hgrn2": 16, "gsa": 16}
 REMEMBERING: dict[str, Variant] = {
-    structure: Variant({"structure": structure, "temper": temper})
-    for structure, temper in {
-        "linear": None,
-        "lightning": None,
-        "gated_retention": 1024,
-        "mamba2": 1024,
-        "mlstm": 1024,
-        "gla": 1024,
-        "rwkv6": 1024,
-        "hgrn2": 16,
-        "gsa": 16,
-        "lightnet": None,
-        "deltanet": None,
-        "gated_deltanet": 1024,
-        "kda": 1024,
-    }.items()
+    name: Variant({"structure": name, "temper": None if structure.temper is None else TEMPERS.get(name, 1024)})
+    for name, structure in structures.items()
 }
 
 

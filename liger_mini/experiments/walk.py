@@ -6,7 +6,6 @@ The same steps on the embedded teacher, on a 1B model from disk, and on `pretrai
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from liger_mini.evaluation import HeldOut, evaluate
+from liger_mini.evaluation.measure import warn_if_nothing_is_outside
 from liger_mini.experiments.benchmark import decode
 from liger_mini.experiments.journey import travel
 from liger_mini.recovery import Recipe
@@ -50,12 +50,7 @@ def walk(
     output_dir, result = Path(output_dir), {"about": about or {}, "parameters": teacher.num_parameters()}
     window = settings.get("window", 64)
     report = evaluate(teacher, held_out, window=window)
-    if not report.recall["outside"].questions:
-        warnings.warn(
-            f"no question lies outside: windows of {window} in {teacher.config.num_hidden_layers} layers reach {report.reach} "
-            f"tokens, and rows have {held_out.length}. Longer rows or a smaller window would show what the recurrence does",
-            stacklevel=2,
-        )
+    warn_if_nothing_is_outside(report, held_out.length)
     result["teacher"] = report.to_dict()
     result["decode_teacher"] = decode(teacher, contexts, tokens=32)
     model, journey = teacher, travel(teacher, dataset, held_out, output_dir / "recovery", recipe=recipe, **settings)
