@@ -31,6 +31,14 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path, capsys)
     assert "is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_evaluate_points_out_rows_that_the_windows_reach_over(tmp_path):
+    output = tmp_path / "evaluate.json"
+    with pytest.warns(UserWarning, match="windows of 32 reach 124 tokens through all layers, and rows have 64"):
+        assert main(["evaluate", "--model", TEACHER, "--window", "32", "--length", "64", "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["branches"]["both"]["recall_outside"] is None
+
+
 def test_debug_shows_where_an_error_was_raised():
     with pytest.raises(FileNotFoundError, match="no model folder"):
         main(["evaluate", "--model", "./nowhere", "--debug"])

@@ -65,7 +65,7 @@ def test_rows_that_hold_no_question_outside_are_pointed_out(teacher, tmp_path):
     model, tokenizer = one_billion(teacher[1], **SMALL), teacher[1]
     held_out = HeldOut(tokenizer, stories=2, documents=1, length=64)
     how = {"recipe": Recipe(steps=1, batch_size=1), "held_out": held_out, "contexts": (8,), "window": 40}
-    with pytest.warns(UserWarning, match="windows of 40 in 2 layers reach 78 tokens, and rows have 64"):
+    with pytest.warns(UserWarning, match="windows of 40 reach 78 tokens through all layers, and rows have 64"):
         walk(model, tokenizer, World(tokenizer, 1, length=64), tmp_path, **how)
 
 
