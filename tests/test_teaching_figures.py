@@ -10,7 +10,7 @@ import torch
 import liger_mini as lm
 from liger_mini.recurrences import diagonal
 from liger_mini.structures import DeltaNet
-from liger_mini.teaching import figures
+from liger_mini.teaching import counting, figures
 from liger_mini.teaching.counting import crossover, decode_bytes, kernel_cost, prefill_flops
 from liger_mini.teaching.figures import attention, chunks, collapse, conversion, gates, kernels, speed, window
 from liger_mini.teaching.figures.conversion import loss_after_conversion
@@ -31,7 +31,7 @@ RECOVERIES = [
 ]
 CACHES = {"softmax": [4096, 65536], "Liger": [8192, 8192]}
 SECONDS = {"SDPA": [0.001, 0.004], "Liger": [0.002, 0.004]}
-PARTS = dict(zip(gates.PARTS, (0.5, 0.25, 0.125, 0.125)))
+PARTS = dict(zip(counting.PARTS, (0.5, 0.25, 0.125, 0.125)))
 STATE = {
     "model.embed_tokens.weight": torch.zeros(10, 4),
     "model.layers.0.self_attn.k_proj.weight": torch.zeros(4, 4),
@@ -229,8 +229,8 @@ def refused(words, draw, *inputs):
 
 K40, ONES, MAP, ROWS = torch.zeros(2, 40, 2, 8), torch.ones(6, 6), torch.eye(6), [{"T": 8, "recurrence": "diagonal"}]
 REFUSED = [
-    ("two or more positive points", lambda: attention.exponent([8], [1.0])),
-    ("two or more positive points", lambda: attention.exponent([8, 16], [1.0, 0.0])),
+    ("two or more positive points", lambda: counting.exponent([8], [1.0])),
+    ("two or more positive points", lambda: counting.exponent([8, 16], [1.0, 0.0])),
     ("'softmax' has 1 values for 2 points", lambda: attention.growth([1, 2], {"softmax": [1]}, title="", unit="")),
     ("nothing to draw", lambda: attention.growth([1, 2], {}, title="", unit="")),
     *refused(
@@ -243,8 +243,8 @@ REFUSED = [
     ("'gate' has 4 values for 5 points", lambda: attention.total_weight(WEIGHTS | {"gate": torch.ones(4)})),
     ("nothing to draw", lambda: attention.total_weight({})),
     (r"'φ\(keys\)' has 1 values for 2 points", lambda: attention.key_overlap(COSINES | {"φ(keys)": [0.1]})),
-    ("age = 40 tokens: with T = 40 tokens, allowed are 0 to 39", lambda: gates.share_left(K40, 40)),
-    ("weight has shape", lambda: gates.share_left(K40, 3, K40[:1])),
+    ("age = 40 tokens: with T = 40 tokens, allowed are 0 to 39", lambda: counting.share_left(K40, 40)),
+    ("weight has shape", lambda: counting.share_left(K40, 3, K40[:1])),
     (r"curves\['fast'\] has 1 values, ages 2", lambda: gates.forgetting({"fast": [1]}, [0, 1])),
     ("temper = 0: allowed are numbers > 0", lambda: gates.remembering(K40, temper=0)),
     ("temper = inf", lambda: gates.remembering(K40, temper=math.inf)),
@@ -254,7 +254,7 @@ REFUSED = [
     ("must be the same", lambda: gates.gate_distributions({"layer 0": {"head 0": K40}, "layer 1": {"head 1": K40}})),
     ("widths 2; they must be as many", lambda: gates.pooled_spread({"layer 0": [2.0]}, [64, 1])),
     (r"must be \[T, K\] with T = 3", lambda: gates.gates_over_tokens(torch.ones(2, 3), ["Ada", "lives", "in"])),
-    ("token and kind must have P's shape", lambda: gates.variance_parts(K40, K40[:1, :, 0, 0], K40[..., 0, 0])),
+    ("token and kind must have P's shape", lambda: counting.variance_parts(K40, K40[:1, :, 0, 0], K40[..., 0, 0])),
     ("'layer 1' lacks the part 'context'", lambda: gates.variance_bars({"layer 1": dict([*PARTS.items()][:3])})),
     *refused(r"'b' has shape \(3, 6\); all must be \[T, T\] = \(6, 6\)", attention_maps, {"a": MAP, "b": MAP[:3]}),
     *refused("'later' has negative weights, or looks ahead", attention_maps, {"later": ONES}),
@@ -325,9 +325,9 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(words, draw):
 
 def test_exponent_is_the_slope():
     lengths = [512, 1024, 2048, 4096]
-    assert attention.exponent(lengths, [3 * T**2 for T in lengths]) == pytest.approx(2)
-    assert attention.exponent(lengths, [5 * T for T in lengths]) == pytest.approx(1)
-    assert attention.exponent(lengths, [7] * 4) == pytest.approx(0)
+    assert counting.exponent(lengths, [3 * T**2 for T in lengths]) == pytest.approx(2)
+    assert counting.exponent(lengths, [5 * T for T in lengths]) == pytest.approx(1)
+    assert counting.exponent(lengths, [7] * 4) == pytest.approx(0)
 
 
 def facts(K=3, t=3, shift=0.0):
@@ -400,6 +400,6 @@ def test_reach_map_is_a_staircase():
 
 
 def test_parameters_are_counted_by_kind(tiny):
-    assert conversion.parameters_by_kind(STATE) == {"embed_tokens": 40, "k_proj": 36, "norms": 8}
+    assert counting.parameters_by_kind(STATE) == {"embed_tokens": 40, "k_proj": 36, "norms": 8}
     model = tiny("qwen3")
-    assert sum(conversion.parameters_by_kind(dict(model.named_parameters())).values()) == model.num_parameters()
+    assert sum(counting.parameters_by_kind(dict(model.named_parameters())).values()) == model.num_parameters()

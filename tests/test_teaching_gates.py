@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from liger_mini import gates
+from liger_mini.teaching import counting
 from liger_mini.teaching.figures import gates as show
 from liger_mini.teaching.figures.theme import alt_text
 
@@ -16,17 +17,17 @@ def k():
 def test_share_left_is_a_mean_of_products_of_gates(k):
     alpha = k.double().sigmoid()
     products = torch.stack([alpha[:, t + 1 : t + 6].prod(1) for t in range(35)], dim=1)
-    torch.testing.assert_close(show.share_left(alpha.log(), 5), products.mean((0, 1)))
-    assert (show.share_left(alpha.log(), 0) == 1).all()
+    torch.testing.assert_close(counting.share_left(alpha.log(), 5), products.mean((0, 1)))
+    assert (counting.share_left(alpha.log(), 0) == 1).all()
     neutral = gates.sigmoid_gate(torch.zeros(1, 65, 1), 16)
-    assert show.share_left(neutral, 64).item() == pytest.approx(0.5**4)
+    assert counting.share_left(neutral, 64).item() == pytest.approx(0.5**4)
 
 
 def test_share_left_weighs_by_what_was_written(k):
     log_gate = gates.sigmoid_gate(k, 4)
     only_first = torch.zeros_like(k)
     only_first[0, 0] = 1
-    torch.testing.assert_close(show.share_left(log_gate, 3, only_first), log_gate[0, 1:4].double().sum(0).exp())
+    torch.testing.assert_close(counting.share_left(log_gate, 3, only_first), log_gate[0, 1:4].double().sum(0).exp())
 
 
 def test_gate_distributions_count_every_gate(k):
@@ -56,7 +57,7 @@ def test_variance_parts_find_the_cause_that_was_put_in():
         "context": normal(8, 200, 2, 8),
     }
     for cause, P in causes.items():
-        shares = show.variance_parts(P, token, kind)
+        shares = counting.variance_parts(P, token, kind)
         assert sum(shares.values()) == pytest.approx(1)
         assert max(shares, key=shares.get) == cause
-    assert show.variance_parts(normal(12, 2, 8)[token], token, kind)["context"] == pytest.approx(0, abs=1e-9)
+    assert counting.variance_parts(normal(12, 2, 8)[token], token, kind)["context"] == pytest.approx(0, abs=1e-9)

@@ -1,13 +1,15 @@
-"""Counting work and traffic (chapters 05, 10): FLOPs and bytes by formula, and as they happen."""
+"""What figures show, counted: FLOPs and bytes by formula and as they happen (05, 10), parameters, and how a gate keeps."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from unittest import mock
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -146,7 +148,7 @@ def kernel_cost(
     """(FLOPs of products, bytes between memory and chip) a token and head, forward, K = V = width.
 
     softmax         T (K + V), half of all pairs;              q, k, v, o once each
-    gate per head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state a chunk, written
+    gate per head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state per chunk, written
     gate per channel  4 K V + 2 C V + 2 C K L + 6 C K (L + 2)    and read, and the first and last one; L = log₂ C
 
     Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
@@ -209,3 +211,92 @@ def peaks_of(name: str) -> dict[str, float]:
     if name not in GPUS:
         raise ValueError(f"gpu = {name!r}: allowed are {', '.join(map(repr, GPUS))}")
     return GPUS[name]
+
+
+def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
+    """p of values ~ lengths^p: the slope of a straight line through the points on two logarithmic axes.
+
+    Raises:
+        ValueError: fewer than two lengths, as many values as lengths missing, or a number that is not positive.
+    """
+    check_series(lengths, {"values": values})
+    if len(lengths) < 2 or min(*lengths, *values) <= 0:
+        raise ValueError(f"an exponent needs two or more positive points; given are {list(lengths)}, {list(values)}")
+    x, y = (torch.tensor(points, dtype=torch.float64).log() for points in (lengths, values))
+    x, y = x - x.mean(), y - y.mean()
+    return ((x @ y) / (x @ x)).item()
+
+
+def check_series(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> None:
+    if not series or not len(lengths):
+        raise ValueError("nothing to draw: give at least one series with at least one point")
+    for name, values in series.items():
+        if len(values) != len(lengths):
+            raise ValueError(f"{name!r} has {len(values)} values for {len(lengths)} points; they must be as many")
+
+
+PARTS = ("channel", "kind of token", "which token", "context")
+
+
+def share_left(
+    log_gate: Float[Tensor, "B T *heads"], age: int, weight: Float[Tensor, "B T *heads"] | None = None
+) -> Float[Tensor, "*heads"]:
+    """The share of what a token wrote that is left `age` tokens later, averaged over the tokens: mean of exp(Σ log α).
+
+    Args:
+        log_gate: [B, T] and any further axes (heads, channels), ≤ 0.
+        weight: how much each token wrote into each channel, same shape; None counts every write alike.
+    Raises:
+        ValueError: an age that is negative or has no pair of tokens in T, or a weight of another shape.
+    """
+    T = log_gate.shape[1]
+    if not 0 <= age < T:
+        raise ValueError(f"age = {age} tokens: with T = {T} tokens, allowed are 0 to {T - 1}")
+    if weight is not None and weight.shape != log_gate.shape:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, log_gate {tuple(log_gate.shape)}; they must be equal"
+        )
+    total = log_gate.double().cumsum(1)
+    left = (total[:, age:] - total[:, : T - age]).exp()
+    if weight is None:
+        return left.mean((0, 1))
+    weight = weight[:, : T - age].double()
+    return (left * weight).sum((0, 1)) / weight.sum((0, 1))
+
+
+def variance_parts(
+    P: Float[Tensor, "*tokens H C"], token: Int[Tensor, "*tokens"], kind: Int[Tensor, "*tokens"]
+) -> dict[str, float]:
+    """Where the variance of P comes from, as shares that sum to 1.
+
+    channel: a fixed offset of every channel, whatever the token. kind of token: the mean of each kind around that.
+    which token: the mean of each token around its kind's. context: the rest, the same token in different places.
+
+    Args:
+        token: token ids; each token has one kind. kind: numbers of the kinds.
+    """
+    if token.shape != P.shape[:-2] or kind.shape != token.shape:
+        raise ValueError(
+            f"P has shape {tuple(P.shape)}, token {tuple(token.shape)}, kind {tuple(kind.shape)}; "
+            "token and kind must have P's shape without its last two axes"
+        )
+    P = P.double().flatten(-2).flatten(0, -2)
+    P = P - P.mean()
+    explained = [0.0]
+    for groups in (torch.zeros_like(kind), kind, token):
+        groups = groups.flatten().unique(return_inverse=True)[1]
+        count = groups.bincount().unsqueeze(1)
+        mean = P.new_zeros(len(count), P.shape[1]).index_add_(0, groups, P) / count
+        explained.append((mean[groups].square().sum() / P.square().sum()).item())
+    explained.append(1.0)
+    return {part: max(high - low, 0.0) for part, low, high in zip(PARTS, explained, explained[1:])}
+
+
+def parameters_by_kind(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Parameters of a model (name -> tensor of any shape) by the module that holds them, over all layers."""
+    kinds: dict[str, int] = {}
+    for name, tensor in state.items():
+        kind = next((part for part in reversed(name.split(".")) if part not in ("weight", "bias")), name)
+        kind = "norms" if kind.endswith("norm") else kind
+        kinds[kind] = kinds.get(kind, 0) + tensor.numel()
+    return kinds

@@ -6,24 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
-import torch
 from torch import Tensor
 
+from liger_mini.teaching.counting import check_series, exponent
 from liger_mini.teaching.figures.theme import SIGNED, bar, described, line, marker, new_figure
-
-
-def exponent(lengths: Sequence[int], values: Sequence[float]) -> float:
-    """p of values ~ lengths^p: the slope of a straight line through the points on two logarithmic axes.
-
-    Raises:
-        ValueError: fewer than two lengths, as many values as lengths missing, or a number that is not positive.
-    """
-    _check_series(lengths, {"values": values})
-    if len(lengths) < 2 or min(*lengths, *values) <= 0:
-        raise ValueError(f"an exponent needs two or more positive points; given are {list(lengths)}, {list(values)}")
-    x, y = (torch.tensor(points, dtype=torch.float64).log() for points in (lengths, values))
-    x, y = x - x.mean(), y - y.mean()
-    return ((x @ y) / (x @ x)).item()
 
 
 def growth(lengths: Sequence[int], series: Mapping[str, Sequence[float]], *, title: str, unit: str) -> go.Figure:
@@ -32,7 +18,7 @@ def growth(lengths: Sequence[int], series: Mapping[str, Sequence[float]], *, tit
     Args:
         lengths: T of each point. series: name -> a positive value for each T. title, unit: of the vertical axis.
     """
-    _check_series(lengths, series)
+    check_series(lengths, series)
     figure = new_figure(title, "T (tokens)", unit)
     figure.update_xaxes(type="log", tickvals=list(lengths))
     figure.update_yaxes(type="log", exponentformat="power", dtick=1)
@@ -94,7 +80,7 @@ def interference(stored: Sequence[int], errors: Mapping[str, Sequence[float]], w
     Args:
         stored: n of each point. errors: kind of memory -> an error for each n. width: K.
     """
-    _check_series(stored, errors)
+    check_series(stored, errors)
     if width < 1:
         raise ValueError(f"width = {width}: allowed are whole numbers ≥ 1")
     figure = new_figure(f"Facts in one state, K = {width}", "stored facts n", "error / length of the value")
@@ -114,7 +100,7 @@ def total_weight(weights: Mapping[str, Tensor]) -> go.Figure:
     Args:
         weights: kind of memory -> [T].
     """
-    _check_series(range(len(next(iter(weights.values()), ()))), weights)
+    check_series(range(len(next(iter(weights.values()), ()))), weights)
     figure = new_figure("Without a denominator the weights add up", "t (tokens)", "sum of weights")
     for i, (name, values) in enumerate(weights.items()):
         figure.add_scatter(
@@ -137,7 +123,7 @@ def key_overlap(cosines: Mapping[str, Sequence[float]]) -> go.Figure:
         cosines: "keys" or "φ(keys)" -> one value per layer.
     """
     layers = range(len(next(iter(cosines.values()), ())))
-    _check_series(layers, cosines)
+    check_series(layers, cosines)
     figure = new_figure("How alike are a teacher's keys?", "layer", "mean cosine of two keys")
     for i, (name, values) in enumerate(cosines.items()):
         text = [f"{v:.2f}" for v in values]
@@ -151,11 +137,3 @@ def key_overlap(cosines: Mapping[str, Sequence[float]]) -> go.Figure:
 
 def _number(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-
-
-def _check_series(lengths: Sequence[int], series: Mapping[str, Sequence[float]]) -> None:
-    if not series or not len(lengths):
-        raise ValueError("nothing to draw: give at least one series with at least one point")
-    for name, values in series.items():
-        if len(values) != len(lengths):
-            raise ValueError(f"{name!r} has {len(values)} values for {len(lengths)} points; they must be as many")

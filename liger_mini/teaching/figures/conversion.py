@@ -8,17 +8,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from torch import Tensor
 
+from liger_mini.teaching.counting import parameters_by_kind
 from liger_mini.teaching.figures.theme import bar, described, line, marker, new_figure
-
-
-def parameters_by_kind(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Parameters of a model (name -> tensor of any shape) by the module that holds them, over all layers."""
-    kinds: dict[str, int] = {}
-    for name, tensor in state.items():
-        kind = next((part for part in reversed(name.split(".")) if part not in ("weight", "bias")), name)
-        kind = "norms" if kind.endswith("norm") else kind
-        kinds[kind] = kinds.get(kind, 0) + tensor.numel()
-    return kinds
 
 
 def parameters_before_and_after(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> go.Figure:

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
 from liger_mini import gates
+from liger_mini.teaching.counting import PARTS, share_left
 from liger_mini.teaching.figures.theme import POSITIVE, bar, described, line, marker, new_figure
-
-PARTS = ("channel", "kind of token", "which token", "context")
 
 
 def gate_functions(functions: Mapping[str, Callable[[Tensor], Tensor]], *, reach: float = 6) -> go.Figure:
@@ -31,32 +30,6 @@ def gate_functions(functions: Mapping[str, Callable[[Tensor], Tensor]], *, reach
     figure.update_yaxes(range=[0, 1.05])
     told = "; ".join(f"{name} {y[0]:.2f}, {y[48]:.2f}, {y[-1]:.2f}" for name, y in curves.items())
     return described(figure, f"Lines of the gate against P. At P = {-reach:g}, 0 and {reach:g}: {told}.")
-
-
-def share_left(
-    log_gate: Float[Tensor, "B T *heads"], age: int, weight: Float[Tensor, "B T *heads"] | None = None
-) -> Float[Tensor, "*heads"]:
-    """The share of what a token wrote that is left `age` tokens later, averaged over the tokens: mean of exp(Σ log α).
-
-    Args:
-        log_gate: [B, T] and any further axes (heads, channels), ≤ 0.
-        weight: how much each token wrote into each channel, same shape; None counts every write alike.
-    Raises:
-        ValueError: an age that is negative or has no pair of tokens in T, or a weight of another shape.
-    """
-    T = log_gate.shape[1]
-    if not 0 <= age < T:
-        raise ValueError(f"age = {age} tokens: with T = {T} tokens, allowed are 0 to {T - 1}")
-    if weight is not None and weight.shape != log_gate.shape:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}, log_gate {tuple(log_gate.shape)}; they must be equal"
-        )
-    total = log_gate.double().cumsum(1)
-    left = (total[:, age:] - total[:, : T - age]).exp()
-    if weight is None:
-        return left.mean((0, 1))
-    weight = weight[:, : T - age].double()
-    return (left * weight).sum((0, 1)) / weight.sum((0, 1))
 
 
 def forgetting(
@@ -188,34 +161,6 @@ def gates_over_tokens(
         f"Heat map of {alpha.shape[1]} gates over {len(tokens)} tokens. A gate's standard deviation over tokens is "
         f"{over_tokens:.2f}, that of the channels' means {over_channels:.2f}.",
     )
-
-
-def variance_parts(
-    P: Float[Tensor, "*tokens H C"], token: Int[Tensor, "*tokens"], kind: Int[Tensor, "*tokens"]
-) -> dict[str, float]:
-    """Where the variance of P comes from, as shares that sum to 1.
-
-    channel: a fixed offset of every channel, whatever the token. kind of token: the mean of each kind around that.
-    which token: the mean of each token around its kind's. context: the rest, the same token in different places.
-
-    Args:
-        token: token ids; each token has one kind. kind: numbers of the kinds.
-    """
-    if token.shape != P.shape[:-2] or kind.shape != token.shape:
-        raise ValueError(
-            f"P has shape {tuple(P.shape)}, token {tuple(token.shape)}, kind {tuple(kind.shape)}; "
-            "token and kind must have P's shape without its last two axes"
-        )
-    P = P.double().flatten(-2).flatten(0, -2)
-    P = P - P.mean()
-    explained = [0.0]
-    for groups in (torch.zeros_like(kind), kind, token):
-        groups = groups.flatten().unique(return_inverse=True)[1]
-        count = groups.bincount().unsqueeze(1)
-        mean = P.new_zeros(len(count), P.shape[1]).index_add_(0, groups, P) / count
-        explained.append((mean[groups].square().sum() / P.square().sum()).item())
-    explained.append(1.0)
-    return {part: max(high - low, 0.0) for part, low, high in zip(PARTS, explained, explained[1:])}
 
 
 def variance_bars(parts: Mapping[str, Mapping[str, float]]) -> go.Figure:

@@ -1,4 +1,4 @@
-"""One look for every figure of the course: theme, axis titles with units, and words for who cannot see it.
+"""One look for every figure of the course: theme, axis titles with units, and words for whoever cannot see it.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; lines also differ in dash and marker and
 bars in pattern, so a figure survives greyscale. Each figure carries its alt text in ``layout.meta["alt"]``.
