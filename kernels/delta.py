@@ -79,7 +79,15 @@ class Recurrence(torch.autograd.Function):
         nothing = torch.zeros_like(states)
         read = twin.outputs(q, k, do, g, nothing, *how, REVERSE=True)  # Pᵀ do
         delta, dstates, dstate = correct(
-            apply(M, read, *how, REVERSE=True), apply(M, until, *how, REVERSE=True), since, g, dlast, *how, beta, q, do
+            apply(M, read, how[0], REVERSE=True),
+            apply(M, until, how[0], REVERSE=True),
+            since,
+            g,
+            dlast,
+            *how,
+            beta,
+            q,
+            do,
         )
         dr = -beta[..., None] * delta
         dq, dk, dg = twin.gradients(q, k, u, g, do, states, dstates, *how)
@@ -109,20 +117,20 @@ class additive:
 
 def corrections(k, v, beta, g, state, pieces: Chunks, precision):
     """(M, (k decayed since the chunk's start, k until its end), u, the states before the chunks, the last states)."""
-    M, since, until = system(k, beta, g, pieces, precision)
-    U = apply(M, beta[..., None] * v.float(), pieces, precision)
-    W = apply(M, beta[..., None] * since, pieces, precision)
+    M, since, until = system(k, beta, g, pieces)
+    U = apply(M, beta[..., None] * v.float(), pieces)
+    W = apply(M, beta[..., None] * since, pieces)
     u, states, last = correct(U, W, until, g, state, pieces, precision)
     return M, (since, until), u, states, last
 
 
-def system(k, beta, g, pieces: Chunks, precision):
+def system(k, beta, g, pieces: Chunks):
     """M [NC, H, C, C], and the decayed keys, float32."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
     since, until = (torch.empty_like(k, dtype=torch.float32) for _ in range(2))
     M = k.new_empty(NC, H, C.value, C.value, dtype=torch.float32)
     A = torch.empty_like(M)
-    _system[(NC * H,)](k, beta, g, A, since, until, pieces.rows, H, K, g.ndim == 4, precision, BK, num_warps=8)
+    _system[(NC * H,)](k, beta, g, A, since, until, pieces.rows, H, K, g.ndim == 4, BK, num_warps=8)
     _invert[(NC * H,)](A, M, num_warps=4)
     size = LEAF.value
     while size < C.value:
@@ -131,7 +139,7 @@ def system(k, beta, g, pieces: Chunks, precision):
     return M, since, until
 
 
-def apply(M, x, pieces: Chunks, precision, REVERSE=False):
+def apply(M, x, pieces: Chunks, REVERSE=False):
     """M x, or Mᵀ x, chunk by chunk; x [B, T, H, ·]."""
     (NC, H, _, _), X, out = M.shape, x.shape[-1], torch.empty_like(x)
     _apply[(NC * H * triton.cdiv(X, BX),)](M, x, out, pieces.rows, H, X, REVERSE, BX, num_warps=4)
@@ -157,7 +165,7 @@ BK, BX = 32, 32  # channels, and columns, at a time
 @triton.jit
 def _system(
     k_ptr, beta_ptr, g_ptr, A_ptr, since_ptr, until_ptr, rows_ptr, H, K: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, BK: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
     """A of one chunk and head, strictly lower, and its keys decayed since the chunk's start and until its end."""
     chunk_head, _, row, left = place(rows_ptr, 1, H)

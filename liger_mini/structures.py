@@ -115,7 +115,7 @@ class Structure:
         backend: str = "auto",
     ) -> tuple[Float[Tensor, "B T H V"], States]:
         """`__call__`, whose states are always a tuple."""
-        states = states or (None,) * self.states
+        states = (None,) * self.states if states is None else states
         states, carry = (states[:-1], states[-1]) if self.carries else (states, None)
         log_gate, carry = self._gates(hide(mask, gates.wide(k), gates.NOTHING), carry, documents, cu_seqlens)
         inputs = self.inputs(q, k, v, log_gate, mask)
@@ -161,6 +161,11 @@ class Structure:
         """
         if state is not None and self.states == 1:
             state = (state,)
+        if state is not None and (not isinstance(state, tuple) or len(state) != self.states):
+            raise ValueError(
+                f"state is a {type(state).__name__}; {type(self).__name__} goes on from a tuple of {self.states} tensors, "
+                "as it returned them"
+            )
         o, states = self.run(q, k, v, state, backend=backend, **how)
         return o, states if self.states > 1 else states[0]
 

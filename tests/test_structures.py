@@ -217,6 +217,10 @@ def test_masks_and_states_of_the_wrong_shape_are_refused():
     _, (S, log1p_z) = lm.structures["lightnet"](q, k, v)
     with pytest.raises(ValueError, match=r"the gate.s, has shape \(1, 2, 16\)"):
         lm.structures["lightnet"](q, k, v, (S, log1p_z[:1]))
+    for name in ("lightnet", "gsa"):
+        for state in (S, (S,), [S, S]):
+            with pytest.raises(ValueError, match=r"goes on from a tuple of 2 tensors"):
+                lm.structures[name](q, k, v, state)
     with pytest.raises(TypeError, match="initial_state is a tuple"):
         lm.structures["gla"](q, k, v, (S,))
     with pytest.raises(TypeError, match="cu_seqlens is a list"):

@@ -54,9 +54,7 @@ def picture(result: dict[str, Any]) -> str:
     ]
     told = []
     for name, words in MODELS.items():
-        points = [
-            (min(high, LAST), bin) for high, bin in reports[name]["recall_by_distance"] if bin["questions"] >= LEAST
-        ]
+        points = [(high, bin) for high, bin in reports[name]["recall_by_distance"] if bin["questions"] >= LEAST]
         parts += _line(name, words, points)
         told.append(f"{words} {reports[name]['recall_outside']:.2f}")
     alt = f"Share of answers right against how far back the answer was told. Beyond the reach of the windows: {'; '.join(told)}."
