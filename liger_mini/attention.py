@@ -47,7 +47,7 @@ class LigerAttention(nn.Module):
         self.head_dim = attention.head_dim
         for name, projection in attention.named_children():
             setattr(self, name, projection)
-        self.structure = get_structure(settings.structure, settings.temper)
+        self.structure = get_structure(settings.structure, settings.temper_of(self.layer_idx))
         self.window, self.own_window = settings.window, own_window
         self.branches = (settings.mix, 1 - settings.mix)
 
@@ -87,7 +87,7 @@ class LigerAttention(nn.Module):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, T, heads, ·]
         structure, states = self.structure, None if cache is None else cache.states()
         if k.shape[2] < self.config.num_key_value_heads:  # tensor parallelism: the other heads are elsewhere
-            structure = structure.of_heads(self.first_head(), self.config.num_key_value_heads)
+            structure = structure.of_heads(self.first_head(), k.shape[2], self.config.num_key_value_heads)
         o, states = structure.run(q, k, v, states, mask=mask, documents=documents)
         if cache is not None:
             cache.update_states(states)

@@ -7,12 +7,15 @@ A linearized model is a transformers model of its own type (`liger_llama`), so `
 from __future__ import annotations
 
 import inspect
+import json
 import warnings
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -27,7 +30,8 @@ from transformers import (
 )
 
 from liger_mini.attention import IMPLEMENTATION, LigerAttention, prepare_layers
-from liger_mini.structures import get_structure
+from liger_mini.evaluation.look_back import look_back
+from liger_mini.structures import Temper, get_structure, structures
 from liger_mini.support.paths import write_atomically
 
 HEADS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
@@ -154,8 +158,9 @@ class Settings:
         structure: a name in `liger_mini.structures`.
         window: keys the softmax branch sees, the current one included; the paper has 64.
         mix: the weight a of the recurrence; the window has 1 - a. The paper has 0.5.
-        temper: half-life of a neutral gate in tokens; None takes the structure's default. Structures whose gate is not
-            computed from one key (linear, lightning, lightnet) have none.
+        temper: half-life of a neutral gate in tokens; None takes the structure's default; "teacher" reads one for each
+            layer and key head off the attention of the model itself, on a sample; or these numbers, one list per layer.
+            Structures whose gate is not computed from one key (linear, lightning, lightnet, deltanet) have none.
         softmax_every: keep every n-th block as ordinary softmax attention; the paper's "-H" has 8, None keeps none.
     Raises:
         ValueError: one that is outside its range.
@@ -164,11 +169,18 @@ class Settings:
     structure: str = "gla"
     window: int = 64
     mix: float = 0.5
-    temper: float | None = None
+    temper: float | Literal["teacher"] | tuple[tuple[float, ...], ...] | None = None
     softmax_every: int | None = None
 
     def __post_init__(self) -> None:
-        get_structure(self.structure, self.temper)
+        if isinstance(self.temper, (list, tuple)):  # a list once it has been in a JSON file
+            if not self.temper or not all(isinstance(layer, (list, tuple)) and layer for layer in self.temper):
+                raise ValueError(f"temper = {self.temper!r}: as a list it has one list of half-lives per layer")
+            object.__setattr__(self, "temper", tuple(map(tuple, self.temper)))
+        for temper in (
+            self.temper if isinstance(self.temper, tuple) else (None if self.temper == "teacher" else self.temper,)
+        ):
+            get_structure(self.structure, temper)
         if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
             raise ValueError(f"window = {self.window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
         if not isinstance(self.mix, (int, float)) or not 0 <= self.mix <= 1:
@@ -181,17 +193,47 @@ class Settings:
         """Those in a linearized model's `config.liger`."""
         return cls(**{field.name: liger[field.name] for field in fields(cls) if field.name in liger})
 
+    def temper_of(self, layer: int) -> Temper | None:
+        """The temper of one layer, once it is told."""
+        assert self.temper != "teacher"
+        return self.temper[layer] if isinstance(self.temper, tuple) else self.temper
+
     def explicit(self) -> dict[str, Any]:
         """As a dictionary, the structure's own temper where None stands for it."""
-        return asdict(self) | {"temper": get_structure(self.structure, self.temper).temper}
+        own = structures[self.structure].temper
+        return asdict(self) | {"temper": own if self.temper is None else self.temper}
+
+    def told(self, model: PreTrainedModel, sample: Sequence[Sequence[int]] | Tensor | None) -> Settings:
+        """With the numbers that "teacher" stands for.
+
+        Raises:
+            ValueError: "teacher" without a sample, a sample without it, or numbers for other layers or heads.
+        """
+        if (self.temper == "teacher") != (sample is not None):
+            raise ValueError(
+                f"temper = {self.temper!r} and sample = {'None' if sample is None else 'given'}: the half-lives are read "
+                'off the teacher with temper="teacher" and sample=rows of token ids, both or neither'
+            )
+        if self.temper == "teacher":
+            return replace(self, temper=look_back(model, sample))
+        heads = model.config.num_hidden_layers * (model.config.num_key_value_heads,)
+        if isinstance(self.temper, tuple) and tuple(map(len, self.temper)) != heads:
+            raise ValueError(
+                f"temper has half-lives for {len(self.temper)} layers of {sorted(set(map(len, self.temper)))} key heads; "
+                f"the model has {len(heads)} of {heads[0]}"
+            )
+        return self
 
 
-def linearize(model: PreTrainedModel, *given: Any, **settings: Any) -> PreTrainedModel:
+def linearize(
+    model: PreTrainedModel, *given: Any, sample: Sequence[Sequence[int]] | Tensor | None = None, **settings: Any
+) -> PreTrainedModel:
     """Turn a pretrained Transformer into a gated linear recurrent model, in place, adding no parameter.
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 of any size and float dtype.
         given, settings: the fields of `Settings`, in their order or by name.
+        sample: rows of token ids for temper="teacher" (`liger_mini.evaluation.look_back`).
     Returns:
         The same object, its class now the family's Liger class.
     Raises:
@@ -201,6 +243,7 @@ def linearize(model: PreTrainedModel, *given: Any, **settings: Any) -> PreTraine
     """
     asked = Settings(*given, **settings)
     _check_model(model, asked.softmax_every)
+    asked = asked.told(model, sample)
     model.config = _config(model, asked)
     model.__class__ = FAMILIES[type(model)]
     for module in model.modules():  # submodules hold the same config object
@@ -219,9 +262,9 @@ def linearize(model: PreTrainedModel, *given: Any, **settings: Any) -> PreTraine
     return model
 
 
-_model, *_ = inspect.signature(linearize).parameters.values()
+_model, _, _sample, _ = inspect.signature(linearize).parameters.values()
 _settings = inspect.signature(Settings).parameters.values()
-vars(linearize)["__signature__"] = inspect.Signature([_model, *_settings])  # what help() and editors show
+vars(linearize)["__signature__"] = inspect.Signature([_model, *_settings, _sample])  # what help() and editors show
 
 
 def _config(model: PreTrainedModel, settings: Settings) -> LigerConfig:
@@ -229,7 +272,7 @@ def _config(model: PreTrainedModel, settings: Settings) -> LigerConfig:
     liger = FAMILIES[type(model)]
     config = liger.config_class.from_dict({**model.config.to_dict(), "model_type": liger.config_class.model_type})
     config.liger = {
-        **asdict(settings),
+        **json.loads(json.dumps(asdict(settings))),  # as it is once it was saved
         "own_windows": _own_windows(model.config),
         "base": model.name_or_path,
         "parameters": model.num_parameters(),

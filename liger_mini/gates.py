@@ -4,7 +4,8 @@ A gate α in (0, 1] is the share of the state that survives a token. It is carri
 (in float64 for a float64 key).
 
 Every gate that is computed from the key takes a **temper** τ: the half-life of a neutral gate in tokens. For a neutral
-key (P = 0) α = 0.5^(1/τ), so after τ such tokens half of the state is left.
+key (P = 0) α = 0.5^(1/τ), so after τ such tokens half of the state is left. A temper is one number, or a tensor that
+broadcasts to P, such as one per head.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def pool(k: Float[Tensor, "*batch K"], width: int) -> Float[Tensor, "*batch widt
     return F.adaptive_avg_pool1d(k.reshape(-1, K), width).unflatten(0, k.shape[:-1])
 
 
-def sigmoid_gate(P: Float[Tensor, "*shape"], temper: float, lower_bound: float = 0.0) -> Float32[Tensor, "*shape"]:
+def sigmoid_gate(
+    P: Float[Tensor, "*shape"], temper: float | Tensor, lower_bound: float = 0.0
+) -> Float32[Tensor, "*shape"]:
     """α = (γ + (1 - γ) σ(P))^(1/τ): GLA, GSA, Gated Retention, mLSTM, and with a lower bound γ HGRN2.
 
     Table 1 of the paper has τ = 1, γ = 0. With γ > 0 a neutral gate lives longer than τ.
@@ -51,12 +54,12 @@ def sigmoid_gate(P: Float[Tensor, "*shape"], temper: float, lower_bound: float =
     return log_alpha.clamp(max=0) / temper  # rounding may pass 0 by a hair
 
 
-def exp_gate(P: Float[Tensor, "*shape"], temper: float) -> Float32[Tensor, "*shape"]:
+def exp_gate(P: Float[Tensor, "*shape"], temper: float | Tensor) -> Float32[Tensor, "*shape"]:
     """α = exp(-exp(P) ln 2 / τ): RWKV6. Table 1 of the paper, exp(-exp(P)), is τ = ln 2."""
     return -math.log(2) / temper * wide(P).clamp(max=60).exp()  # exp(60) forgets everything and is finite
 
 
-def softplus_gate(P: Float[Tensor, "*shape"], temper: float) -> Float32[Tensor, "*shape"]:
+def softplus_gate(P: Float[Tensor, "*shape"], temper: float | Tensor) -> Float32[Tensor, "*shape"]:
     """α = exp(-softplus(P) / τ): Mamba2. Table 1 of the paper has τ = 1. It equals σ(-P)^(1/τ)."""
     return -F.softplus(wide(P)) / temper
 

@@ -43,7 +43,9 @@ from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recu
 from liger_mini.recurrences.checks import check_state
 from liger_mini.recurrences.documents import check_documents, over_documents
 
+LN_2 = math.log(2)
 States = tuple[Tensor | None, ...]
+Temper = float | tuple[float, ...]  # one half-life in tokens, or one per key head
 
 
 def softmax_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
@@ -56,14 +58,29 @@ class Structure:
     """How raw (pre-rotary) projections become a recurrence. A structure overrides what it does differently.
 
     Attributes:
-        temper: half-life of a neutral gate in tokens; None where the gate is not computed from one key.
+        temper: half-life of a neutral gate in tokens, one number or one per key head; None where the gate is not computed
+            from one key.
         states: how many tensors its state has.
         carries: whether the last of them is the gate's own.
     """
 
-    temper: float | None = None
+    temper: Temper | None = None
     states: ClassVar[int] = 1
     carries: ClassVar[bool] = False
+
+    def half_life(self, P: Float[Tensor, "B T H *pooled"]) -> float | Float[Tensor, "H *ones"]:
+        """The temper, as it divides the log-gates of P.
+
+        Raises:
+            ValueError: another number of heads.
+        """
+        if not isinstance(self.temper, tuple):
+            return self.temper
+        heads = P.shape[2]
+        if len(self.temper) != heads:
+            raise ValueError(f"temper has {len(self.temper)} half-lives, and the layer {heads} key heads: one for each")
+        dtype = torch.promote_types(P.dtype, torch.float32)
+        return P.new_tensor(self.temper, dtype=dtype).reshape(heads, *[1] * (P.ndim - 3))
 
     def log_gate(self, k: Float[Tensor, "B T H K"]) -> Float32[Tensor, "B T H K"] | Float32[Tensor, "B T H"]:
         """log α_t = f(Pool(k_t)), read off the key alone."""
@@ -169,9 +186,11 @@ class Structure:
         o, states = self.run(q, k, v, state, backend=backend, **how)
         return o, states if self.states > 1 else states[0]
 
-    def of_heads(self, first: int, heads: int) -> Structure:
-        """The structure for a process that has only some of a layer's `heads` key heads, from number `first` on."""
-        return self
+    def of_heads(self, first: int, here: int, heads: int) -> Structure:
+        """The structure for a process that has only `here` of a layer's `heads` key heads, from number `first` on."""
+        if not isinstance(self.temper, tuple):
+            return self
+        return dataclasses.replace(self, temper=self.temper[first : first + here])
 
 
 def forget_before(documents: Tensor | None, log_gate: Tensor) -> Tensor:
@@ -214,7 +233,7 @@ class Lightning(Structure):
         n = k.shape[2]
         return gates.head_decay(self.heads or n, k.device)[self.first : self.first + n].expand(k.shape[:-1])
 
-    def of_heads(self, first, heads):
+    def of_heads(self, first, here, heads):
         return dataclasses.replace(self, first=first, heads=heads)
 
 
@@ -222,20 +241,22 @@ class Lightning(Structure):
 class GatedRetention(Structure):
     """One gate per head, read off the key. temper 1 is Table 1's."""
 
-    temper: float = 1.0
+    temper: Temper = 1.0
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(gates.pool(gates.wide(k), 1).squeeze(-1), self.temper)
+        P = gates.pool(gates.wide(k), 1).squeeze(-1)
+        return gates.sigmoid_gate(P, self.half_life(P))
 
 
 @dataclass(frozen=True)
 class Mamba2(Structure):
     """Gated Retention with exp(-softplus(P)) = σ(-P): a large key forgets, where there it keeps. temper 1 is Table 1's."""
 
-    temper: float = 1.0
+    temper: Temper = 1.0
 
     def log_gate(self, k):
-        return gates.softplus_gate(gates.pool(gates.wide(k), 1).squeeze(-1), self.temper)
+        P = gates.pool(gates.wide(k), 1).squeeze(-1)
+        return gates.softplus_gate(P, self.half_life(P))
 
 
 @dataclass(frozen=True)
@@ -254,20 +275,20 @@ class MLSTM(GatedRetention):
 class GLA(Structure):
     """Gated Linear Attention: one gate per key channel. temper 16 is the authors' code's; Table 1 has 1."""
 
-    temper: float = 16.0
+    temper: Temper = 16.0
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(k, self.temper)
+        return gates.sigmoid_gate(k, self.half_life(k))
 
 
 @dataclass(frozen=True)
 class RWKV6(Structure):
     """GLA with exp(-exp(P)) for σ(P), as in the paper's Eq. 7 (no bonus term). temper ln 2 is Table 1's."""
 
-    temper: float = math.log(2)
+    temper: Temper = LN_2
 
     def log_gate(self, k):
-        return gates.exp_gate(k, self.temper)
+        return gates.exp_gate(k, self.half_life(k))
 
 
 @dataclass(frozen=True)
@@ -278,7 +299,7 @@ class HGRN2(Structure):
         lower_bound: γ in [0, 1), the least share that survives a token (with temper 1).
     """
 
-    temper: float = 1.0
+    temper: Temper = 1.0
     lower_bound: float = 0.0
 
     def __post_init__(self) -> None:
@@ -286,7 +307,7 @@ class HGRN2(Structure):
             raise ValueError(f"lower_bound = {self.lower_bound}: allowed are numbers from 0 up to, not including, 1")
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(k, self.temper, self.lower_bound)
+        return gates.sigmoid_gate(k, self.half_life(k), self.lower_bound)
 
     def write(self, k, log_gate):
         return -log_gate.expm1().to(k.dtype)
@@ -350,14 +371,13 @@ class GSA(Structure):
         slots: M, at most K; None makes it K, so that Pool changes nothing.
     """
 
-    temper: float = 16.0
+    temper: Temper = 16.0
     slots: int | None = None
     states: ClassVar[int] = 2
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(
-            gates.pool(gates.wide(k), k.shape[-1] if self.slots is None else self.slots), self.temper
-        )
+        P = gates.pool(gates.wide(k), k.shape[-1] if self.slots is None else self.slots)
+        return gates.sigmoid_gate(P, self.half_life(P))
 
     def inputs(self, q, k, v, log_gate=None, mask=None):
         log_gate = self.log_gate(k) if log_gate is None else log_gate
@@ -401,20 +421,21 @@ class DeltaNet(Structure):
 class GatedDeltaNet(DeltaNet):
     """The delta rule with one gate per head, σ(mean of the key's second half)^(1/τ): β and gate share no channel."""
 
-    temper: float = 1024.0
+    temper: Temper = 1024.0
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(gates.pool(gates.wide(k), 2)[..., 1], self.temper)
+        P = gates.pool(gates.wide(k), 2)[..., 1]
+        return gates.sigmoid_gate(P, self.half_life(P))
 
 
 @dataclass(frozen=True)
 class KDA(DeltaNet):
     """The delta rule with one gate per key channel, GLA's (Kimi Delta Attention)."""
 
-    temper: float = 1024.0
+    temper: Temper = 1024.0
 
     def log_gate(self, k):
-        return gates.sigmoid_gate(k, self.temper)
+        return gates.sigmoid_gate(k, self.half_life(k))
 
 
 structures = MappingProxyType(
@@ -436,7 +457,7 @@ structures = MappingProxyType(
 )
 
 
-def get_structure(name: str, temper: float | None = None) -> Structure:
+def get_structure(name: str, temper: Temper | None = None) -> Structure:
     """`structures[name]`, with another temper if one is given.
 
     Raises:
@@ -447,8 +468,11 @@ def get_structure(name: str, temper: float | None = None) -> Structure:
     structure = structures[name]
     if temper is None:
         return structure
-    if not isinstance(temper, (int, float)) or isinstance(temper, bool) or not 0 < temper < float("inf"):
-        raise ValueError(f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default")
+    for number in temper if isinstance(temper, tuple) and temper else (temper,):
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number < float("inf"):
+            raise ValueError(
+                f"temper = {temper!r}: allowed are numbers > 0 (half-life in tokens), or None for the default"
+            )
     if structure.temper is None:
         tempered = ", ".join(repr(other) for other, s in structures.items() if s.temper is not None)
         raise ValueError(f"structure {name!r} has no temper: leave temper out, or choose one of {tempered}")

@@ -41,13 +41,16 @@ LOGITS = 1e-4  # the promise in float32; the logits of these models are of order
 OTHER_FAMILIES = [name for name in FAMILIES if name != "llama"]
 MODELS = [f"llama, {name}" for name in lm.structures] + [f"{family}, gla" for family in OTHER_FAMILIES]
 MODELS += [f"{family}, gla, hybrid" for family in FAMILIES]
+MODELS += [f"{family}, gated_deltanet" for family in OTHER_FAMILIES]
+MODELS += ["llama, gated_deltanet, told", "qwen3, gla, told"]
 
 
 @pytest.fixture(params=MODELS)
 def model(request, tiny):
-    """Every structure on a Llama, every family with GLA, and every family with softmax kept in every other layer."""
-    family, structure, *hybrid = request.param.split(", ")
-    return lm.linearize(tiny(family), structure, window=WINDOW, softmax_every=2 if hybrid else None)
+    """Every structure on a Llama, every family with GLA and a delta rule, hybrids, and half-lives read off the teacher."""
+    family, structure, *more = request.param.split(", ")
+    told = {"temper": "teacher", "sample": tokens(2, 40)} if "told" in more else {}
+    return lm.linearize(tiny(family), structure, window=WINDOW, softmax_every=2 if "hybrid" in more else None, **told)
 
 
 def tokens(B, T):

@@ -166,11 +166,12 @@ TENSOR_PARALLEL = textwrap.dedent(
 
 @pytest.mark.slow
 def test_tensor_parallelism_gives_the_numbers_of_one_process(tiny, tmp_path):
-    """Key heads spread over two processes: every structure, and a hybrid; Lightning's decays go by a head's number."""
-    for name in [*lm.structures, "hybrid"]:
-        structure, every = ("gla", 2) if name == "hybrid" else (name, None)
+    """Key heads spread over two processes: every structure, and hybrids; some decays go by a head's number."""
+    per_head = [[1.0, 64.0], [2.0, 128.0], [4.0, 0.5]]
+    others = {"hybrid": {"softmax_every": 2}, "half-lives per head": {"temper": per_head}}
+    for name, settings in {**{name: {"structure": name} for name in lm.structures}, **others}.items():
         torch.manual_seed(0)
-        lm.linearize(tiny(), structure, window=4, softmax_every=every).save_pretrained(tmp_path / name)
+        lm.linearize(tiny(), window=4, **settings).save_pretrained(tmp_path / name)
     script = tmp_path.with_suffix(".py")
     script.write_text(TENSOR_PARALLEL)
     command = [sys.executable, *TORCHRUN, "--nproc-per-node", "2", str(script), str(tmp_path)]

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from liger_mini.commands import options as shared
 from liger_mini.convert import Settings, linearize
-from liger_mini.structures import get_structure
 from liger_mini.support.hub import open_model, open_tokenizer
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.version import __version__
@@ -21,11 +20,15 @@ def describe(parser: ArgumentParser) -> None:
     shared.output_dir(parser)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", default="auto", choices=dtypes, help="auto keeps the checkpoint's")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per row of the sample")
     shared.fields(parser, Settings)
+    shared.sample(parser)
 
 
 def run(options: Namespace) -> None:
-    model = convert_folder(options.model, options.output_dir, dtype=options.dtype, **shared.settings(options))
+    sample = None if options.sample is None else shared.sample_rows(options, open_tokenizer(options.model))
+    how = {"dtype": options.dtype, "sample": sample}
+    model = convert_folder(options.model, options.output_dir, **how, **shared.settings(options))
     kind, parameters = type(model).__name__, f"{model.num_parameters():,}"
     print(f"{options.output_dir}: {kind}, {parameters} parameters; {added_parameters(model)}")
 
@@ -63,12 +66,20 @@ def added_parameters(model: PreTrainedModel) -> str:
     return f"{added:,} parameters were added" if added else "no parameter was added"
 
 
+def half_lives(temper: float | tuple[tuple[float, ...], ...] | None) -> str:
+    """In words."""
+    if isinstance(temper, tuple):
+        numbers = [number for layer in temper for number in layer]
+        return f"{min(numbers):.3g} to {max(numbers):.3g} tokens, one per key head"
+    return "no temper" if temper is None else f"{temper:g} tokens"
+
+
 def model_card(
     model: PreTrainedModel, source: str, recovery: str = "none yet: expect a high loss until LoRA recovery"
 ) -> str:
     """What was done to a model, for those who find it in a folder."""
     liger, config = model.config.liger, model.config
-    temper = get_structure(liger["structure"], liger["temper"]).temper
+    temper = Settings.of(liger).explicit()["temper"]
     kept = config.layer_types.count("full_attention")
     return f"""---
 library_name: transformers
@@ -82,7 +93,7 @@ Attention, a gated recurrence mixed with a sliding window of softmax attention. 
 | | |
 |---|---|
 | structure | {liger["structure"]} |
-| half-life of a neutral gate | {"no temper" if temper is None else f"{temper:g} tokens"} |
+| half-life of a neutral gate | {half_lives(temper)} |
 | window | {liger["window"]} tokens |
 | mix | {liger["mix"]:g} recurrence + {1 - liger["mix"]:g} window |
 | blocks kept as softmax attention | {kept} of {config.num_hidden_layers} |

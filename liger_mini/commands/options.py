@@ -44,9 +44,22 @@ def fields(parser: argparse.ArgumentParser, kind: type, *names: str) -> None:
         if names and field.name not in names:
             continue
         number = {"int": int, "float": float, "str": str, "bool": None}[str(field.type).split(" |")[0]]
-        how = {"action": argparse.BooleanOptionalAction} if number is None else {"type": number, "metavar": "X"}
+        words = re.findall(r"Literal\['(\w+)'\]", str(field.type))
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if number is not None:
+            how = {"type": _or(words, number), "metavar": "X"}
         text = f"{told[field.name].rstrip('.')} (default: {field.default})".replace("%", "%%")
         parser.add_argument("--" + field.name.replace("_", "-"), default=SUPPRESS, help=text, **how)
+
+
+def _or(words: list[str], number: type) -> Any:
+    """What reads one of these words as it is, and everything else as a number."""
+
+    def read(text: str) -> Any:
+        return text if text in words else number(text)
+
+    read.__name__ = number.__name__  # argparse names it where a text is neither
+    return read
 
 
 def given(options: argparse.Namespace, kind: type) -> dict[str, Any]:
@@ -83,6 +96,20 @@ def settings(options: argparse.Namespace, model: PreTrainedModel | None = None) 
         there = {name: there[name] for name in other}
         raise ValueError(f"{options.model} is linearized already, with {there}; {other} would need the original model")
     return asked
+
+
+def sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sample", help="with --temper teacher: a text, or another --data, on which to watch the teacher"
+    )
+
+
+def sample_rows(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[list[int]] | None:
+    """The first 16 rows of `--sample`, None if it was not given."""
+    if options.sample is None:
+        return None
+    some = rows(options.sample, tokenizer, options.length, Recipe(steps=2))  # of a stream as many as two batches
+    return [some[i]["input_ids"] for i in range(min(16, len(some)))]
 
 
 def rows(data: str, tokenizer: PreTrainedTokenizerBase, length: int, recipe: Recipe) -> Dataset:

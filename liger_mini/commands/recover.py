@@ -24,6 +24,7 @@ def describe(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="what the flags below start from")
     shared.fields(parser, Recipe)
     shared.fields(parser, Settings)
+    shared.sample(parser)
 
 
 def run(options: Namespace) -> None:
@@ -31,7 +32,9 @@ def run(options: Namespace) -> None:
     model = open_model(options.model)
     tokenizer, settings = open_tokenizer(options.model), shared.settings(options, model)
     if not isinstance(model, LigerModel):
-        linearize(model, **settings)
+        linearize(model, sample=shared.sample_rows(options, tokenizer), **settings)
+    elif options.sample is not None:
+        raise ValueError(f"{options.model} is linearized already, so there is no teacher to watch on a sample")
     dataset = shared.rows(options.data, tokenizer, options.length, recipe)
     output_dir = Path(options.output_dir)
     result = recover(model, dataset, output_dir=output_dir, recipe=recipe)

@@ -2,6 +2,7 @@
 
 from liger_mini.evaluation.haystacks import needle
 from liger_mini.evaluation.lm_harness import harness
+from liger_mini.evaluation.look_back import look_back
 from liger_mini.evaluation.measure import (
     HeldOut,
     Recall,
@@ -20,6 +21,7 @@ __all__ = [
     "branches",
     "evaluate",
     "harness",
+    "look_back",
     "needle",
     "text_loss",
 ]
