@@ -220,7 +220,7 @@ def _chunk_gradients(
     t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head * K * V
     dA, passed = tl.zeros((C, C), tl.float32), tl.zeros((BK,), tl.float32)
     dq_n, dk_n = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)
-    for start in range(0, V, BV):
+    for start in tl.range(0, V, BV, num_stages=1):  # S and dS feed products and a sum; see tests/test_kernels_compile
         values = start + tl.arange(0, BV)
         v_n = load(v_ptr + row * V, t, values, left, V, H * V)
         do_n = load(do_ptr + row * V, t, values, left, V, H * V)

@@ -64,6 +64,15 @@ def resources(kernel) -> tuple[float, int, int]:
     return kernel.metadata.shared / 1024, int(registers), int(spilled)
 
 
+def products_left_behind(kernel) -> list[int]:
+    """How many asynchronous products are still running after each wait for some, in the code for a GPU from Hopper on.
+
+    A tile that feeds such a product and an ordinary reduction too lies in one place in shared memory. If nobody waits for the
+    product, the copy of the next tile overwrites what it reads, and gradients are silently wrong now and then.
+    """
+    return [int(n) for n in re.findall(r"warp_group_dot_wait.*?pendings = (\d+)", kernel.asm["ttgir"])]
+
+
 def compile_all(cases: list[tuple[int, torch.dtype]], largest: bool):
     """Call the wrappers; where they launch, compile all configurations, or the one with the largest tiles."""
     from triton.runtime import JITFunction, driver
@@ -87,6 +96,7 @@ def compile_all(cases: list[tuple[int, torch.dtype]], largest: bool):
             flush=True,
         )
         assert shared <= KIB[architecture], f"more than the {KIB[architecture]} KiB of shared memory there are"
+        assert not any(products_left_behind(kernel)), "a product is not waited for before its tiles are used again"
 
     def tune(self, *args, **options):
         self.nargs = dict(zip(self.arg_names, args))
