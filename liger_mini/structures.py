@@ -1,4 +1,4 @@
-"""The seven structures of Table 1, three cousins (chapter 03) and three delta rules, without a parameter.
+"""The seven structures of Table 1, three cousins (chapter 03) and four delta rules (11), without a parameter.
 
 Raw projections in, a recurrence run.
 
@@ -20,15 +20,17 @@ Raw projections in, a recurrence run.
 | deltanet        | none                  | 1                | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
 | gated_deltanet  | one per head          | σ(P₂)            | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
 | kda             | one per key channel   | σ(P)             | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
+| hedgehog_deltanet | one per head        | σ(P₂)            | β k̂ᵀ (v - k̂ S)      | q̂ S                         |
 
-In the last three x̂ = φ(x) / ‖φ(x)‖, S is what is left after forgetting, and β = σ(P₁): P₁ and P₂ are the means of the
-key's first and second half.
+In the last four x̂ = φ(x) / ‖φ(x)‖, S is what is left after forgetting, and β = σ(P₁): P₁ and P₂ are the means of the
+key's first and second half. The last one's φ is softmax of x and of -x, side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -393,12 +395,23 @@ def unit_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch K"]:
     return F.normalize(gates.wide(x).softmax(-1), dim=-1).to(x.dtype)
 
 
+def two_sided_features(x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch 2K"]:
+    """φ(x) = [softmax(x), softmax(-x)], of length one: what is low in x is told as well as what is high.
+
+    The two sides are those of Hedgehog (Zhang et al., 2024), without its learned projection.
+    """
+    x_wide = gates.wide(x)
+    return F.normalize(torch.cat([x_wide.softmax(-1), (-x_wide).softmax(-1)], dim=-1), dim=-1).to(x.dtype)
+
+
 @dataclass(frozen=True)
 class DeltaNet(Structure):
     """The delta rule: a token writes the difference between its value and what the state says for its key.
 
     β = σ(mean of the key's first half) says how much of the difference; nothing is forgotten otherwise.
     """
+
+    features: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(unit_features)
 
     def log_gate(self, k):
         return k.new_zeros(k.shape[:-1], dtype=torch.float32)
@@ -409,7 +422,7 @@ class DeltaNet(Structure):
 
     def inputs(self, q, k, v, log_gate=None, mask=None):
         log_gate = self.log_gate(k) if log_gate is None else log_gate
-        features = {"q": unit_features(q), "k": unit_features(k), "v": v}
+        features = {"q": self.features(q), "k": self.features(k), "v": v}
         return {**features, "beta": hide(mask, self.beta(k)), "log_gate": hide(mask, log_gate)}
 
     def recurrence(self, inputs, states, **how):
@@ -426,6 +439,13 @@ class GatedDeltaNet(DeltaNet):
     def log_gate(self, k):
         P = gates.pool(gates.wide(k), 2)[..., 1]
         return gates.sigmoid_gate(P, self.half_life(P))
+
+
+@dataclass(frozen=True)
+class HedgehogDeltaNet(GatedDeltaNet):
+    """Gated DeltaNet with two-sided features: keys have 2K channels and collide less, and the state is twice as large."""
+
+    features: ClassVar[Callable[[Tensor], Tensor]] = staticmethod(two_sided_features)
 
 
 @dataclass(frozen=True)
@@ -453,6 +473,7 @@ structures = MappingProxyType(
         "deltanet": DeltaNet(),
         "gated_deltanet": GatedDeltaNet(),
         "kda": KDA(),
+        "hedgehog_deltanet": HedgehogDeltaNet(),
     }
 )
 

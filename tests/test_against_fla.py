@@ -89,16 +89,16 @@ def test_lightnet_gate_agrees_with_their_additive_one(qkv, backend):
 def test_the_delta_rules_agree(qkv, backend):
     """Theirs differ from each other: `delta_rule` has heads before time and no scale to set, the others take one.
 
-    All three decay first, then correct, and read after the write, as ours.
+    All decay first, then correct, and read after the write, as ours.
     """
-    S = torch.randn(B, H, K, V)
-    for name in ("deltanet", "gated_deltanet", "kda"):
+    for name in ("deltanet", "gated_deltanet", "kda", "hedgehog_deltanet"):
         structure = lm.structures[name]
         q, k, v, beta, g = structure.inputs(*qkv).values()
+        S = torch.randn(B, H, k.shape[-1], V)
         if name == "deltanet":
             o, last = delta_rule_recurrence(*(x.transpose(1, 2) for x in (q * K**0.5, k, v, beta)), S)
             theirs = o.transpose(1, 2), last
-        elif name == "gated_deltanet":
+        elif name != "kda":
             theirs = naive_recurrent_gated_delta_rule(q, k, v, beta, g, 1.0, S, output_final_state=True)
         else:
             theirs = naive_recurrent_kda(q, k, v, g, beta, 1.0, S, output_final_state=True)

@@ -106,6 +106,10 @@ def test_convert_recover_evaluate_and_the_harness(tmp_path, capsys):
             ["recover", "--model", TEACHER, "--data", "tinyworld", "--steps", "0", "--out", "{tmp}/x"],
             "steps = 0: allowed are whole numbers ≥ 1",
         ),
+        (
+            ["recover", "--model", TEACHER, "--data", "{tmp}/latin.txt", "--stories", "3", "--out", "{tmp}/x"],
+            "--stories 3 is for --data tinyworld",
+        ),
         (["evaluate", "--model", "./nowhere"], "no model folder at nowhere"),
         (["evaluate", "--model", TEACHER], "pass window="),
         (["evaluate", "--model", TEACHER, "--window", "0"], "window = 0: allowed are whole numbers ≥ 1"),

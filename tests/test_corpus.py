@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets.exceptions import DatasetNotFoundError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from liger_mini import corpora
 from liger_mini.support.paths import data_dir
@@ -170,3 +170,15 @@ def test_instructions_the_hub_does_not_give_are_explained(teacher, monkeypatch, 
     kind = ConnectionError if isinstance(answer, ConnectionError) else FileNotFoundError
     with pytest.raises(kind, match=r"did not give it \(.*\); give a .json, .jsonl or .parquet file"):
         corpora.instructions("someone/alpaca", teacher[1])
+
+
+@pytest.mark.parametrize("stories", [1, 3])
+def test_the_world_is_stories_and_every_so_often_documentation(stories):
+    tokenizer = AutoTokenizer.from_pretrained(data_dir() / "teacher")
+    world, period = corpora.World(tokenizer, 12, length=64, stories=stories, seed=5), stories + 1
+    for i in range(12):
+        story = corpora.encode_story(corpora.story(5, "train", i), tokenizer, 64)["input_ids"]
+        assert (world[i]["input_ids"] == story) == (i % period != stories)
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="allowed are whole numbers ≥ 1"):
+            corpora.World(tokenizer, 12, stories=wrong)

@@ -9,7 +9,7 @@ import torch
 import liger_mini as lm
 from liger_mini import gates
 from liger_mini.experiments.equivalence import relative_rms
-from liger_mini.structures import get_structure, softmax_features
+from liger_mini.structures import get_structure, softmax_features, two_sided_features, unit_features
 
 every_structure = pytest.mark.parametrize("name", lm.structures)
 TEMPERED = [name for name, s in lm.structures.items() if s.temper is not None]
@@ -24,9 +24,31 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)  # mask and gates are exact; LightNet's gate subtracts logs
 
 
-def test_there_are_thirteen():
+def test_there_are_fourteen():
     additive = "gla hgrn2 rwkv6 mamba2 gated_retention mlstm gsa lightning lightnet linear".split()
-    assert list(lm.structures) == [*additive, "deltanet", "gated_deltanet", "kda"]
+    assert list(lm.structures) == [*additive, "deltanet", "gated_deltanet", "kda", "hedgehog_deltanet"]
+
+
+@pytest.mark.parametrize("features", [unit_features, two_sided_features])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_of_the_delta_rules_have_length_one(features, dtype):
+    """To the rounding of their dtype, whatever the key: flat, one channel alone, far from zero."""
+    x = torch.cat([torch.randn(50, 64), 30 * torch.randn(50, 64), torch.zeros(1, 64), 1000 * torch.eye(64)]).to(dtype)
+    lengths = features(x).double().norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+def test_two_sides_keep_apart_what_one_side_confuses():
+    """Keys that differ in their low channels alone have nearly the same softmax, and another softmax of -x."""
+    one = torch.zeros(64)
+    one[0], one[1], one[2] = 8.0, -8.0, -1.0
+    other = one[[0, 2, 1, *range(3, 64)]]
+    assert unit_features(one) @ unit_features(other) > 0.99
+    assert two_sided_features(one) @ two_sided_features(other) < 0.6
+    x = torch.randn(5, 64)
+    k, minus = two_sided_features(x).chunk(2, dim=-1)
+    torch.testing.assert_close(torch.cat([minus, k], -1), two_sided_features(-x))
+    torch.testing.assert_close(k / k.sum(-1, keepdim=True), x.softmax(-1))
 
 
 @pytest.mark.parametrize("name", TEMPERED)
@@ -207,6 +229,7 @@ def test_an_unknown_structure_is_refused():
 def test_default_tempers_are_what_the_docstrings_say():
     assert {n: s.temper for n, s in lm.structures.items() if s.temper is not None} == {
         "gla": 16, "hgrn2": 1, "rwkv6": math.log(2), "mamba2": 1, "gated_retention": 1, "mlstm": 1, "gsa": 16, "gated_deltanet": 1024, "kda": 1024,
+        "hedgehog_deltanet": 1024,
     }  # fmt: skip
 
 

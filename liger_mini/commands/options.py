@@ -112,8 +112,16 @@ def sample_rows(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
     return [some[i]["input_ids"] for i in range(min(16, len(some)))]
 
 
-def rows(data: str, tokenizer: PreTrainedTokenizerBase, length: int, recipe: Recipe) -> Dataset:
-    """What to recover on: tinyworld and pydocs, or the reader's own records or texts."""
-    if data != "tinyworld":
-        return corpora.rows(data, tokenizer, length=length)
-    return corpora.World(tokenizer, recipe.rows, length=length)
+def rows(
+    data: str, tokenizer: PreTrainedTokenizerBase, length: int, recipe: Recipe, stories: int | None = None
+) -> Dataset:
+    """What to recover on: tinyworld and pydocs, or the reader's own records or texts.
+
+    Raises:
+        ValueError: `stories` for other data.
+    """
+    if data == "tinyworld":
+        return corpora.World(tokenizer, recipe.rows, length=length, stories=1 if stories is None else stories)
+    if stories is not None:
+        raise ValueError(f"--stories {stories} is for --data tinyworld, and the data is {data}")
+    return corpora.rows(data, tokenizer, length=length)

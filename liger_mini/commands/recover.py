@@ -21,6 +21,8 @@ def describe(parser: ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help=shared.DATA)
     shared.output_dir(parser)
     parser.add_argument("--length", type=int, default=1024, help="tokens per row")
+    stories = "with --data tinyworld: stories before each row of Python's documentation (default: 1)"
+    parser.add_argument("--stories", type=int, default=None, metavar="X", help=stories)
     parser.add_argument("--recipe", choices=RECIPES, default="paper", help="what the flags below start from")
     shared.fields(parser, Recipe)
     shared.fields(parser, Settings)
@@ -35,7 +37,7 @@ def run(options: Namespace) -> None:
         linearize(model, sample=shared.sample_rows(options, tokenizer), **settings)
     elif options.sample is not None:
         raise ValueError(f"{options.model} is linearized already, so there is no teacher to watch on a sample")
-    dataset = shared.rows(options.data, tokenizer, options.length, recipe)
+    dataset = shared.rows(options.data, tokenizer, options.length, recipe, options.stories)
     output_dir = Path(options.output_dir)
     result = recover(model, dataset, output_dir=output_dir, recipe=recipe)
     if not PartialState().is_main_process:  # torchrun: the others have the same

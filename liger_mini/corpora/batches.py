@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,12 +71,24 @@ class SeededRows(torch.utils.data.Dataset):
 
 
 class World(SeededRows):
-    """What the embedded teacher is recovered on: stories and pydocs in turn."""
+    """What the embedded teacher is recovered on: stories and pydocs in turn.
+
+    Args:
+        stories: how many stories come before each row of pydocs.
+    """
 
     name = "world"
 
+    def __init__(self, *args: Any, stories: int = 1, **kwargs: Any):
+        if not isinstance(stories, int) or stories < 1:
+            raise ValueError(
+                f"stories = {stories!r}: allowed are whole numbers ≥ 1 (stories before each row of pydocs)"
+            )
+        super().__init__(*args, **kwargs)
+        self.stories = stories
+
     def make(self, dice, i):
-        if i % 2:
+        if i % (self.stories + 1) == self.stories:
             return document_row(self.docs, dice, self.length, self.tokenizer)
         return self.story(i, sentences=max(40, 10 * self.length // 64))  # enough to fill the row
 
