@@ -31,8 +31,8 @@ def test_the_picture_is_drawn_from_the_record():
 def demo_rows():
     demo = recorded("demo-cpu")
     models = {"teacher": demo["teacher"]}
-    for temper, part in ((16, demo), (1024, demo["half_life"])):
-        models |= {f"{state}, half-life {temper}": part[state] for state in ("linearized", "recovered")}
+    for part in (demo, demo["delta"]):
+        models |= {f"{state}, {part['plan']['name']}": part[state] for state in ("linearized", "recovered")}
     for name, report in models.items():
         yield f"| {name} | {report['loss']:.2f} | {report['recall_inside']:.2f} | {report['recall_outside']:.2f} |"
 

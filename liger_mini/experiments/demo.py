@@ -1,7 +1,7 @@
 """`make demo`: the whole journey on the embedded teacher, twice, in a few minutes on a laptop.
 
 Teacher -> linearized (loss up) -> LoRA recovery (loss down), once with the paper's gate and recipe
-and once with a gate whose half-life covers the context. Prints a table and writes a report.
+and once with a state that corrects itself (chapter 11). Prints a table and writes a report.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ from liger_mini.support.tables import Table
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to linearize and recover the embedded teacher."""
+    """One way to linearize and recover the embedded teacher.
 
+    Attributes:
+        name: in tables. title: what is printed when it begins. structure, temper: as in `linearize`.
+    """
+
+    name: str
     title: str
+    structure: str
     temper: float
     recipe: Recipe
 
 
+SHORT = dataclasses.replace(RECIPES["recall"], transfer_steps=120, steps=220)
 PLANS = {
-    "paper": Plan("the paper's: half-life 16 tokens, LoRA rank 8", temper=16, recipe=RECIPES["quick"]),
-    "half_life": Plan("longer half-life: 1024 tokens, LoRA rank 32", temper=1024, recipe=RECIPES["long"]),
+    "paper": Plan("paper's gate", "GLA with a half-life of 16 tokens, LoRA rank 8", "gla", 16, RECIPES["quick"]),
+    "delta": Plan("delta rule", "the delta rule, half-life 1024, LoRA rank 64", "hedgehog_deltanet", 1024, SHORT),
 }
 
 
@@ -48,17 +55,15 @@ class Line:
 
     name: str
     report: Report
-    temper: float | None = None  # None: the teacher
     journey: Journey | None = None  # of a recovered one
 
 
 def lines(teacher: Report, journeys: dict[str, Journey]) -> Iterator[Line]:
     """The teacher, and each plan's model before and after its recovery."""
     yield Line("teacher", teacher)
-    for name, journey in journeys.items():
-        temper = PLANS[name].temper
-        yield Line(f"linearized, half-life {temper:g}", journey.before["both"], temper)
-        yield Line(f"recovered, half-life {temper:g}", journey.after["both"], temper, journey)
+    for key, journey in journeys.items():
+        yield Line(f"linearized, {PLANS[key].name}", journey.before["both"])
+        yield Line(f"recovered, {PLANS[key].name}", journey.after["both"], journey)
 
 
 def table(teacher: Report, journeys: dict[str, Journey]) -> Table:
@@ -94,7 +99,7 @@ def run(output_dir: str | Path = "runs/demo") -> dict[str, Any]:
     for number, (name, plan) in enumerate(PLANS.items(), start=2):
         print(f"{number}/3  linearize and recover, {plan.title}", flush=True)
         model, rows = load_teacher()[0], World(tokenizer, plan.recipe.rows)
-        settings: dict[str, Any] = {"structure": "gla", "window": WINDOW, "temper": plan.temper}
+        settings: dict[str, Any] = {"structure": plan.structure, "window": WINDOW, "temper": plan.temper}
         journeys[name] = travel(model, rows, held_out, output_dir / name, recipe=plan.recipe, **settings)
     result = as_result(teacher, journeys, time.perf_counter() - start)
     write_atomically(output_dir / "report.html", page(teacher, journeys, result))
@@ -116,7 +121,7 @@ def _begin(output_dir: Path) -> None:
 
 
 def as_result(teacher: Report, journeys: dict[str, Journey], seconds: float) -> dict[str, Any]:
-    """The JSON: the paper's plan at the top level, the longer half-life beside it under its name."""
+    """The JSON: the paper's plan at the top level, the delta rule's beside it under its name."""
 
     def one(name: str) -> dict[str, Any]:
         journey = journeys[name]
@@ -136,7 +141,7 @@ def as_result(teacher: Report, journeys: dict[str, Journey], seconds: float) -> 
     return {
         "teacher": teacher.to_dict(),
         **one("paper"),
-        "half_life": one("half_life"),
+        "delta": one("delta"),
         "seconds": seconds,
         "provenance": provenance(),
     }

@@ -90,7 +90,7 @@ def _summary(teacher: Report, recovered: dict[str, Journey]) -> str:
     for name, journey in recovered.items():
         after, alone, recovery = journey.after["both"], journey.after["window only"], journey.recovery
         sentences.append(
-            f"With a gate of {name.removeprefix('recovered, ')} tokens, recovery trained "
+            f"With the {name.removeprefix('recovered, ')}, recovery trained "
             f"{recovery.parameters_trained / recovery.parameters:.1%} as many numbers as the model has and won back "
             f"{journey.gap_closed(teacher):.0%} of the lost loss. Recall beyond the reach is {after.recall_outside:.0%} "
             f"({alone.recall_outside:.0%} with the window alone; guessing among the values that the story holds would give "

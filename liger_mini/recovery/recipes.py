@@ -78,8 +78,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(),
     "quick": Recipe(steps=200),  # the paper's on the embedded teacher
-    "long": Recipe(rank=32, alpha=32, learning_rate=5e-3, steps=250),  # for a gate with a long half-life
-    # the best recall outside the window that was found on the embedded teacher, with structure "lightnet"
+    # the best recall outside the window that was found on the embedded teacher, with structure "hedgehog_deltanet"
     "recall": Recipe(rank=64, alpha=128, learning_rate=5e-3, transfer_steps=600, steps=2400),
 }
 
