@@ -25,7 +25,8 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """The embedded teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
 
     Args:
-        name: "paper" (the paper's gate and recipe) or "recall" (`RECIPES["recall"]`); ``run.json`` beside it tells all.
+        name: "recall" (the best recall that was found: a delta rule), "additive" (the best of those that add: LightNet) or
+            "paper" (the paper's gate and recipe); ``run.json`` beside it tells all.
     Raises:
         ValueError: another name.
     """

@@ -16,14 +16,14 @@ from liger_mini.support.provenance import provenance
 def run(
     output: str | Path = "runs/needle.json", *, lengths: Sequence[int] = LENGTHS, teacher_up_to: int = 8192, **how: Any
 ) -> dict[str, Any]:
-    """The needle test on the embedded teacher and on its two recoveries, written as JSON.
+    """The needle test on the embedded teacher and on its three recoveries, written as JSON.
 
     Args:
         teacher_up_to: tokens; the teacher's time is quadratic, and beyond this it would be most of the whole.
         how: `depths`, `samples`, `seed` of `needle`.
     """
     models: dict[str, list[dict[str, Any]]] = {}
-    for name in ("teacher", "paper", "recall"):
+    for name in ("teacher", "paper", "additive", "recall"):
         model, tokenizer = load_teacher() if name == "teacher" else load_recovered(name)
         reached = [length for length in lengths if name != "teacher" or length <= teacher_up_to]
         models[name] = needle(model, tokenizer, lengths=reached, **how)

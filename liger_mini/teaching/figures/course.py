@@ -30,6 +30,7 @@ CHAPTERS = {
     "08": Chapter("LoRA recovery", ("07",), (6, 1.9)),
     "09": Chapter("does the recurrence work?", ("08",), (7, 1.5)),
     "10": Chapter("speed", ("04", "06"), (6, 0.5)),
+    "11": Chapter("the delta rule", ("04", "09"), (8, 0.9)),
 }
 
 
@@ -51,7 +52,7 @@ def course_map() -> go.Figure:
         hovertext=[chapter.title for chapter in CHAPTERS.values()],
         hoverinfo="text",
     )
-    figure.update_xaxes(visible=False, range=[-0.5, 7.5])
+    figure.update_xaxes(visible=False, range=[-0.5, 8.5])
     figure.update_yaxes(visible=False, range=[-0.9, 2.8])
     figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
     told = "; ".join(f"{n} {c.title} needs {' and '.join(c.needs)}" for n, c in CHAPTERS.items() if c.needs)
