@@ -182,3 +182,26 @@ def test_the_world_is_stories_and_every_so_often_documentation(stories):
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="allowed are whole numbers ≥ 1"):
             corpora.World(tokenizer, 12, stories=wrong)
+
+
+def test_interrupted_stories_are_the_worlds_with_documentation_in_the_middle():
+    """What was told stays before the interruption; rows in between are ordinary ones."""
+    tokenizer = AutoTokenizer.from_pretrained(data_dir() / "teacher")
+    rows, world = corpora.Interrupted(tokenizer, 40, length=1024), corpora.World(tokenizer, 40, stories=3)
+    lengths = []
+    for i in range(40):
+        ids = rows[i]["input_ids"]
+        assert rows[i] == rows[i]
+        if i % 2:
+            assert ids == world[i // 2]["input_ids"]
+            continue
+        story = world.story(i)["input_ids"]
+        lengths.append(len(ids) - len(story))
+        before = next(n for n in range(len(story), 0, -1) if ids[:n] == story[:n])
+        assert ids[before - len(story) :] == story[before:] or any(
+            ids[:n] + ids[n - len(story) :] == story for n in range(1, len(story))
+        )
+        assert len(story) <= lengths[-1] <= 1024 - len(story)
+    assert max(lengths) - min(lengths) > 200
+    with pytest.raises(ValueError, match=r"length = 256: a story has up to 256 tokens"):
+        corpora.Interrupted(tokenizer, 4, length=256)

@@ -19,7 +19,8 @@ def run_of_the_demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     patch = pytest.MonkeyPatch()
     short = {
-        name: dataclasses.replace(p, recipe=dataclasses.replace(p.recipe, steps=10, transfer_steps=0)) for name, p in demo.PLANS.items()
+        name: dataclasses.replace(p, recipe=dataclasses.replace(p.recipe, steps=10, transfer_steps=0))
+        for name, p in demo.PLANS.items()
     }
     patch.setattr(demo, "PLANS", short)
     patch.setattr(demo, "HeldOut", lambda tokenizer: HeldOut(tokenizer, stories=16, documents=8))

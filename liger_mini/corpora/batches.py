@@ -93,6 +93,36 @@ class World(SeededRows):
         return self.story(i, sentences=max(40, 10 * self.length // 64))  # enough to fill the row
 
 
+class Interrupted(SeededRows):
+    """Long rows: a story that documentation interrupts, so that questions are asked up to `length` tokens after what they ask for.
+
+    Every other row; the rest are `World`'s of 256 tokens, three stories for one of documentation.
+    """
+
+    name = "interrupted"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.world = World(self.tokenizer, self.rows, seed=self.seed, stories=3)
+        longest = max(len(self.world.story(i)["input_ids"]) for i in range(8))
+        if self.length < 2 * longest:
+            raise ValueError(
+                f"length = {self.length}: a story has up to {longest} tokens; allowed is twice that or more"
+            )
+
+    def make(self, dice, i):
+        if i % 2:
+            return self.world[i // 2]
+        ids = self.world.story(i)["input_ids"]
+        ends = [
+            at + 1 for at, token in enumerate(ids[: -len(ids) // 4]) if self.tokenizer.decode([token]).endswith(".")
+        ]
+        cut = dice.choice(ends or [len(ids) // 2])  # between two sentences
+        hay = document_row(self.docs, dice, dice.randint(len(ids), self.length - len(ids)), self.tokenizer)["input_ids"]
+        ids = [*ids[:cut], *hay, *ids[cut:]]
+        return {"input_ids": ids, "labels": list(ids)}
+
+
 @dataclass(frozen=True)
 class Collator:
     """Rows of unequal length -> one right-padded batch: input_ids, attention_mask and labels, each [B, T]."""
