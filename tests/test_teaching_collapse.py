@@ -76,29 +76,47 @@ def test_the_log_of_experiments_has_every_run_of_the_search():
         wanted = f"| {row['name']} | {r.recall:.2f} ± {r.standard_error:.2f} | {row['window_only']['outside']:.2f} |"
         wanted += f" {row['loss_tinyworld']:.2f} | {row['loss_pydocs']:.2f} |"
         assert log.count(wanted) == 1, wanted
+    delta = search["delta"]
+    for row in delta["rows"]:
+        r, seed = Recall(row["recall"]["outside"], 0.0, delta["questions_outside"]), row["recipe"]["seed"]
+        name = f"{row['name']}, seed {seed}" if row["name"] == "the recall recipe" else row["name"]
+        wanted = f"| {name} | {r.recall:.2f} ± {r.standard_error:.2f} | {row['window_only']['outside']:.2f} |"
+        wanted += f" {row['loss_tinyworld']:.2f} | {row['loss_pydocs']:.2f} |"
+        assert log.count(wanted) == 1, wanted
 
 
 @pytest.mark.slow
 def test_the_recovered_teachers_are_what_the_record_says():
     """Adapters, settings and recorded recall belong together; without the recurrence the far answers are gone."""
     recalls = {}
-    for name in ("paper", "recall"):
+    for name in ("paper", "additive", "recall"):
         model, tokenizer = load_recovered(name)
         held_out = HeldOut(tokenizer, stories=96, documents=1)
         recalls[name] = evaluate(model, held_out).recall_outside
         with branches(model, (0.0, 1.0)):
             assert evaluate(model, held_out).recall_outside < 0.1
-    best = max(recorded("recall-search-cpu")["rows"], key=lambda row: row["recall"]["outside"])
-    assert recalls["recall"] == pytest.approx(best["recall"]["outside"], abs=0.02)
-    assert best["recipe"]["transfer_steps"] == RECIPES["recall"].transfer_steps
+    search = recorded("recall-search-cpu")
+    best = max(search["rows"], key=lambda row: row["recall"]["outside"])
+    assert recalls["additive"] == pytest.approx(best["recall"]["outside"], abs=0.02)
+    delta = next(row for row in search["delta"]["rows"] if row["name"] == "the recall recipe")
+    error = Recall(recalls["recall"], 0.0, 230).standard_error  # the record has more questions
+    assert recalls["recall"] == pytest.approx(delta["recall"]["outside"], abs=3 * error)
+    assert best["recipe"]["transfer_steps"] == delta["recipe"]["transfer_steps"] == RECIPES["recall"].transfer_steps
     assert recalls["paper"] < 0.1
-    with pytest.raises(ValueError, match="no recovered teacher 'best': there are 'paper', 'recall'"):
+    with pytest.raises(
+        ValueError, match="no recovered teacher 'best': there are 'additive', 'needles', 'paper', 'recall'"
+    ):
         load_recovered("best")
 
 
 @pytest.mark.slow
-def test_needles_of_all_three_models_are_written(tmp_path):
-    result = needles.run(tmp_path / "needle.json", lengths=(100,), depths=(0.9,), samples=2)
-    assert list(result["models"]) == ["teacher", "paper", "recall"]
+def test_needles_of_all_models_are_written(tmp_path):
+    result = needles.run(tmp_path / "needle.json", lengths=(100,), depths=(0.9,), samples=2, more=3)
+    assert list(result["models"]) == ["teacher", "paper", "additive", "recall", "needles"]
+    assert {name: rows[0]["samples"] for name, rows in result["many"].items()} == {
+        "additive": 3,
+        "recall": 3,
+        "needles": 3,
+    }
     assert all(rows[0]["length"] == 100 for rows in result["models"].values())
     assert (tmp_path / "needle.json").is_file()

@@ -25,8 +25,9 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """The embedded teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
 
     Args:
-        name: "recall" (the best recall that was found: a delta rule), "additive" (the best of those that add: LightNet) or
-            "paper" (the paper's gate and recipe); ``run.json`` beside it tells all.
+        name: "recall" (the best recall that was found: a delta rule), "needles" (that one, trained on for long rows),
+            "additive" (the best of those that add: LightNet) or "paper" (the paper's gate and recipe); ``run.json`` beside
+            it tells all.
     Raises:
         ValueError: another name.
     """
@@ -34,7 +35,11 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     names = sorted(path.name for path in folder.iterdir())
     if name not in names:
         raise ValueError(f"no recovered teacher {name!r}: there are {', '.join(map(repr, names))}")
-    model, tokenizer = load_teacher()
-    linearize(model, **json.loads((folder / name / "run.json").read_text("utf-8"))["liger"])
+    run = json.loads((folder / name / "run.json").read_text("utf-8"))
+    if "after" in run:
+        model, tokenizer = load_recovered(run["after"])
+    else:
+        model, tokenizer = load_teacher()
+        linearize(model, **run["liger"])
     with quiet_peft():
         return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer
