@@ -12,7 +12,6 @@ from liger_mini.experiments import load_recovered, load_teacher
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.provenance import provenance
 
-
 NAMES = ("teacher", "paper", "additive", "recall", "needles")
 ASKED_MORE = ("additive", "recall", "needles")
 
