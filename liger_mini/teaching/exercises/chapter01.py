@@ -73,8 +73,8 @@ Write one step of ungated linear attention: the token is written into the state,
 $$S_t = S_{t-1} + k_t^\\top v_t, \\qquad o_t = q_t S_t$$
 
 `q` and `k` have the shape [B, H, K], `v` has [B, H, V], and `state` is $S_{t-1}$, [B, H, K, V]. They are features already:
-no φ, no scaling and no denominator. Return `(o, state)`: the output [B, H, V] and the new state. Do not change the state that
-you were given.""",
+no φ, no scaling and no denominator. Write `step(q, k, v, state)`, which returns
+`(o, state)`: the output [B, H, V] and the new state. Do not change the state that you were given.""",
     hints=(
         "The outer product of a column and a row: `k[..., :, None]` has the shape [B, H, K, 1].",
         "`k[..., :, None] * v[..., None, :]` has the shape [B, H, K, V]. Add it to the state first.",

@@ -81,8 +81,8 @@ Write one step of the recurrence behind GLA, HGRN2, RWKV6 and LightNet, with one
 
 $$S_t = \\mathrm{diag}(\\alpha_t)\\,S_{t-1} + k_t^\\top v_t, \\qquad o_t = q_t S_t, \\qquad \\alpha_t = e^{\\texttt{log\\_gate}_t}$$
 
-`q`, `k` and `log_gate` are [B, H, K], `v` is [B, H, V], `state` is [B, H, K, V]. Return `(o, state)`, and leave the state that you
-were given as it is.""",
+`q`, `k` and `log_gate` are [B, H, K], `v` is [B, H, V], `state` is [B, H, K, V]. Write `gated_step(q, k, v, log_gate, state)`.
+Return `(o, state)`, and leave the state that you were given as it is.""",
     hints=(
         "diag(α) S multiplies row c of the K x V state by α_c.",
         "`log_gate.exp()[..., :, None]` has the shape [B, H, K, 1] and multiplies the old state only.",
@@ -229,35 +229,41 @@ def attention_map(q, k, log_gate):
 
 
 def map_inputs(draw: Draw) -> Iterator[Case]:
-    for name, (T, K), high in (
-        ("", (8, 3), 0.5),
-        ("one token", (1, 4), 0.5),
-        ("strong gates", (12, 5), 5.0),
-        ("", (6, 6), 0.2),
-    ):
+    shapes = {
+        "weak gates": (8, 3, 0.2),
+        "one token": (1, 4, 0.5),
+        "T = K": (6, 6, 1.0),
+        "very strong gates": (12, 5, 400.0),
+    }
+    for name, (T, K, strongest) in shapes.items():
         q, k = draw.normal(T, K, dtype=torch.float64), draw.normal(T, K, dtype=torch.float64)
-        yield Case(name, q=q, k=k, log_gate=-draw.uniform(T, K, high=high, dtype=torch.float64))
+        yield Case(name, q=q, k=k, log_gate=-draw.uniform(T, K, high=strongest, dtype=torch.float64))
 
 
 def map_with_own_gate(q, k, log_gate):
     b = log_gate.cumsum(0)
-    decay = (b[:, None] - b[None, :] + log_gate[None, :]).exp()
+    decay = (b[:, None] - b[None, :] + log_gate[None, :]).clamp(max=0).exp()
     return torch.einsum("tc,tsc,sc->ts", q, decay, k).tril()
 
 
 def map_before_gate(q, k, log_gate):
     b = log_gate.cumsum(0) - log_gate
-    return torch.einsum("tc,tsc,sc->ts", q, (b[:, None] - b[None, :]).exp(), k).tril()
+    return torch.einsum("tc,tsc,sc->ts", q, (b[:, None] - b[None, :]).clamp(max=0).exp(), k).tril()
 
 
 def map_of_the_mean(q, k, log_gate):
     b = log_gate.mean(-1).cumsum(0)
-    return ((q @ k.T) * (b[:, None] - b[None, :]).exp()).tril()
+    return ((q @ k.T) * (b[:, None] - b[None, :]).clamp(max=0).exp()).tril()
 
 
 def map_without_mask(q, k, log_gate):
     b = log_gate.cumsum(0)
     return torch.einsum("tc,tsc,sc->ts", q, (b[:, None] - b[None, :]).clamp(max=0).exp(), k)
+
+
+def map_overflows(q, k, log_gate):
+    b = log_gate.cumsum(0)
+    return torch.einsum("tc,tsc,sc->ts", q, (b[:, None] - b[None, :]).exp(), k).tril()
 
 
 ATTENTION_MAP = Task(
@@ -270,14 +276,20 @@ A gated recurrence is a weighted sum of values, $o_t = \\sum_{s \\le t} A_{ts} v
 
 $$A_{ts} = \\sum_c q_{tc} \\Big(\\prod_{j=s+1}^{t} \\alpha_{jc}\\Big) k_{sc}$$
 
-Write `attention_map(q, k, log_gate)`: all three are [T, K], in float64, the result is [T, T], and 0 where s > t.""",
+Write `attention_map(q, k, log_gate)`: all three are [T, K], in float64, the result is [T, T], and 0 where s > t.
+Log-gates go down to -400. Gradients have to be right as well, so nothing may overflow, not even above the diagonal.""",
     hints=(
         "The product of gates from s+1 to t is exp of a sum of log-gates, and that is a difference of two running sums.",
-        "`b = log_gate.cumsum(0)`; `b[:, None] - b` has the shape [T, T, K].",
+        "`b = log_gate.cumsum(0)`; `b[:, None] - b` has the shape [T, T, K]. Above the diagonal it is positive: clamp it at 0.",
         "`torch.einsum('tc,tsc,sc->ts', q, decay, k).tril()`.",
     ),
     reference=attention_map,
     inputs=map_inputs,
+    gradients=("q", "k", "log_gate"),
+    survivors={
+        "decay = (b[:, None] - b[None, :]).clamp(max=0).exp() → decay = (b[:, None] - b[None, :]).clamp(max=1).exp()": "above the "
+        "diagonal, where alone it is positive, `tril` drops the value",
+    },
     section="chapter 03, section 6",
     picture=True,
     mistakes=(
@@ -303,6 +315,13 @@ Write `attention_map(q, k, log_gate)`: all three are [T, K], in float64, the res
             "one gate per token",
             map_of_the_mean,
             "You average the gates over channels. Each channel decays at its own rate, so the decay stays inside the sum over c.",
+            "chapter 03, section 6",
+        ),
+        Mistake(
+            "overflows above the diagonal",
+            map_overflows,
+            "Your map is right, and its gradient is not finite: above the diagonal the exponent is positive and exp overflows, before "
+            "`tril` drops it. 0 times infinity is NaN. Clamp the exponent at 0.",
             "chapter 03, section 6",
         ),
         Mistake(

@@ -99,7 +99,7 @@ def _gradients(task: Task, function: Any, case: Case) -> dict[str, Tensor | None
     args = _copies(case)
     for name in task.gradients:
         args[name].requires_grad_()
-    outputs = [x for x in _tensors(task.run(function, *args.values())) if x.requires_grad]
+    outputs = [x for x in tensors(task.run(function, *args.values())) if x.requires_grad]
     if not outputs:
         return dict.fromkeys(task.gradients)
     loss = sum((x * torch.cos(torch.arange(x.numel()) + 1.0).reshape(x.shape).to(x.dtype)).sum() for x in outputs)
@@ -107,12 +107,13 @@ def _gradients(task: Task, function: Any, case: Case) -> dict[str, Tensor | None
     return dict(zip(task.gradients, torch.autograd.grad(loss, wanted, allow_unused=True)))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a result, however deep."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for x in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(x)
+            yield from tensors(x)
 
 
 def complaint(task: Task, answer: Any, trial: Trial, wanted: Trial) -> str | None:

@@ -74,7 +74,7 @@ def nothing(draw: Draw) -> Iterable[Case]:
     return [Case("")]
 
 
-@dataclass(frozen=True, eq=False)  # by identity, so that it can be a key
+@dataclass(frozen=True, eq=False, repr=False)  # compared by identity, so that it can be a key
 class Task:
     """One graded task. Its notebook, its grader, the mutants of its reference and the teacher's tables are made from it.
 
@@ -118,6 +118,9 @@ class Task:
     needs: tuple[str, ...] = ()
     picture: bool = False
     seconds: float = 5.0
+
+    def __repr__(self) -> str:
+        return f"<task {self.number} {self.title}>"
 
     @property
     def name(self) -> str:
