@@ -229,15 +229,12 @@ def attention_map(q, k, log_gate):
 
 
 def map_inputs(draw: Draw) -> Iterator[Case]:
-    shapes = {
-        "weak gates": (8, 3, 0.2),
-        "one token": (1, 4, 0.5),
-        "T = K": (6, 6, 1.0),
-        "very strong gates": (12, 5, 400.0),
-    }
-    for name, (T, K, strongest) in shapes.items():
-        q, k = draw.normal(T, K, dtype=torch.float64), draw.normal(T, K, dtype=torch.float64)
-        yield Case(name, q=q, k=k, log_gate=-draw.uniform(T, K, high=strongest, dtype=torch.float64))
+    for name, (T, K) in {"": (8, 3), "one token": (1, 4), "T = K": (6, 6), "a few very strong gates": (12, 5)}.items():
+        q, k, gate = (draw.normal(T, K, dtype=torch.float64) for _ in range(3))
+        gate = -gate.abs()
+        if name == "a few very strong gates":
+            gate[3::3] -= 400
+        yield Case(name, q=q, k=k, log_gate=gate)
 
 
 def map_with_own_gate(q, k, log_gate):
@@ -277,7 +274,7 @@ A gated recurrence is a weighted sum of values, $o_t = \\sum_{s \\le t} A_{ts} v
 $$A_{ts} = \\sum_c q_{tc} \\Big(\\prod_{j=s+1}^{t} \\alpha_{jc}\\Big) k_{sc}$$
 
 Write `attention_map(q, k, log_gate)`: all three are [T, K], in float64, the result is [T, T], and 0 where s > t.
-Log-gates go down to -400. Gradients have to be right as well, so nothing may overflow, not even above the diagonal.""",
+Log-gates go down to about -400. Gradients have to be right as well, so nothing may overflow, not even above the diagonal.""",
     hints=(
         "The product of gates from s+1 to t is exp of a sum of log-gates, and that is a difference of two running sums.",
         "`b = log_gate.cumsum(0)`; `b[:, None] - b` has the shape [T, T, K]. Above the diagonal it is positive: clamp it at 0.",
@@ -286,6 +283,7 @@ Log-gates go down to -400. Gradients have to be right as well, so nothing may ov
     reference=attention_map,
     inputs=map_inputs,
     gradients=("q", "k", "log_gate"),
+    tolerance=1e-11,  # a difference of sums of a few thousand loses four digits of float64's sixteen
     survivors={
         "decay = (b[:, None] - b[None, :]).clamp(max=0).exp() → decay = (b[:, None] - b[None, :]).clamp(max=1).exp()": "above the "
         "diagonal, where alone it is positive, `tril` drops the value",
