@@ -1,8 +1,10 @@
 """The graders are graded: every task lets right answers pass, names the mistakes it knows, and notices every mutant."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
+import math
 import re
 import sys
 import time
@@ -11,12 +13,14 @@ import types
 import pytest
 import torch
 
+from liger_mini.experiments import graders
 from liger_mini.teaching import check_exercise
+from liger_mini.teaching.exercises import check
 from liger_mini.teaching.exercises.check import tasks
 from liger_mini.teaching.exercises.grade import grade
 from liger_mini.teaching.exercises.isolated import _threaded, usual_settings
 from liger_mini.teaching.exercises.mutants import judge, mutants
-from liger_mini.teaching.exercises.task import Draw
+from liger_mini.teaching.exercises.task import Draw, nothing
 
 TASKS = tasks()
 SEEDS = 20
@@ -280,3 +284,39 @@ def test_where_nothing_can_be_forked_a_thread_does_it():
     assert "printed more than 1 MB" in _threaded(lambda: print("x" * 2_000_000), 5).why
     assert "still running" in _threaded(lambda: endless(1, 1, 1, 1), 0.3).why
     assert "check itself failed" in _threaded(lambda: 1 / 0, 1).why
+
+
+def half_life_of_096():
+    """-> tokens (float)"""
+    return math.log(0.5) / math.log(0.96)
+
+
+def small_task(**changes):
+    known = TASKS["02.2"]
+    fields = {"number": "90.1", "reference": half_life_of_096, "inputs": nothing, "tolerance": 0.02, "mistakes": ()}
+    return dataclasses.replace(known, **fields | changes)
+
+
+def test_an_answer_may_be_a_value_where_there_is_nothing_to_call_with(monkeypatch):
+    monkeypatch.setattr(check, "tasks", lambda: {"90.1": small_task()})
+    for right in (17.0, 17, torch.tensor(16.98), half_life_of_096):
+        assert check_exercise("90.1", right).passed
+    for wrong, told in (
+        (12.0, "Your answer is 12, which is not right"),
+        ("17", "is a str; expected is"),
+        (None, "None"),
+    ):
+        assert told in check_exercise("90.1", wrong).message
+
+
+def test_a_task_whose_package_is_missing_says_so(monkeypatch):
+    monkeypatch.setattr(check, "tasks", lambda: {"90.1": small_task(needs=("no_such_package",))})
+    assert "needs no_such_package, which is not installed" in check_exercise("90.1", 17.0).message
+
+
+def test_the_record_shows_a_hole():
+    """With a tolerance this wide a mutant of the reference passes, and it differs."""
+    row = graders.measure(small_task(tolerance=5.0))
+    assert row["holes"]
+    assert row["killed"] + len(row["holes"]) + len(row["equal"]) == row["mutants"]
+    assert row["false_reds"] == 0

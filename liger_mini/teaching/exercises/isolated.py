@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
+import faulthandler
 import io
 import os
 import pickle
@@ -137,6 +138,7 @@ def _child(work: Callable[[], Any], seconds: float, result: int, output: int) ->
         sys.stdin = io.StringIO()
         sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w"), "utf-8", errors="replace", line_buffering=True)
         builtins.input = _refuse_input
+        faulthandler.disable()  # the parent's would report a crash of the child on the parent's terminal
         _limit_memory()
         torch.set_num_threads(1)  # a pool of threads does not survive a fork; as DataLoader's workers do
         message = pickle.dumps(_timed(work, seconds))
