@@ -15,6 +15,7 @@ from liger_mini.commands import (
     demo,
     equivalence,
     evaluate,
+    graders,
     harness,
     needle,
     picture,
@@ -37,6 +38,7 @@ COMMANDS = {
         needle,
         equivalence,
         benchmark,
+        graders,
         picture,
     )
 }

@@ -3,6 +3,7 @@
 from liger_mini.support.records import available, recorded, where
 from liger_mini.support.tables import Table
 from liger_mini.teaching.check import check
+from liger_mini.teaching.exercises.check import check_exercise
 from liger_mini.teaching.prologue import prologue
 from liger_mini.teaching.record import compare
 from liger_mini.teaching.source import source
@@ -13,6 +14,7 @@ __all__ = [
     "available",
     "by_tier",
     "check",
+    "check_exercise",
     "compare",
     "prologue",
     "recorded",
