@@ -11,6 +11,7 @@ import sys
 from liger_mini.commands import (
     ablation,
     benchmark,
+    capstone,
     convert,
     demo,
     equivalence,
@@ -39,6 +40,7 @@ COMMANDS = {
         equivalence,
         benchmark,
         graders,
+        capstone,
         picture,
     )
 }
