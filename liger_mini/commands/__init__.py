@@ -19,6 +19,7 @@ from liger_mini.commands import (
     needle,
     picture,
     recover,
+    smollm2,
     teacher,
     walk,
 )
@@ -38,6 +39,7 @@ COMMANDS = {
         equivalence,
         benchmark,
         picture,
+        smollm2,
     )
 }
 _Help = argparse.ArgumentDefaultsHelpFormatter
