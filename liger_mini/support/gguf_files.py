@@ -204,7 +204,7 @@ def _rope(path: Path, own: dict[str, Any], width: int, factors: Any | None) -> d
     if factors is None:
         return {"rope_type": "default", "rope_theta": theta}
     wavelengths, divisors = 2 * math.pi * theta ** (np.arange(0, width, 2) / width), factors.data.reshape(-1)
-    far = {"factor": float(divisors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    far = {"factor": round(float(divisors.max()), 4), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     for context in (2**k for k in range(1, 1 + int(math.log2(own["context_length"])))):
         near = np.clip((context / wavelengths - 1) / 3, 0, 1)
         if np.allclose(1 / ((1 - near) / far["factor"] + near), divisors, rtol=1e-4):
@@ -249,18 +249,21 @@ def _dtype(reader: Any) -> torch.dtype:
     return {("F16",): torch.float16, ("BF16",): torch.bfloat16}.get(tuple(kinds), torch.float32)
 
 
-def _check_memory(path: Path, reader: Any, dtype: torch.dtype) -> None:
-    """Raise where the weights in this type, and the largest of them in float32 beside them, are more than what is left.
-
-    Linux tells what is left (MemAvailable: what caches would give back counts); elsewhere nothing is checked.
-    """
-    sizes = [int(tensor.n_elements) for tensor in reader.tensors]
-    needed, told = sum(sizes) * dtype.itemsize + 4 * max(sizes), Path("/proc/meminfo")
+def _memory_left() -> int | None:
+    """Bytes that this machine still has (caches that would give way count), where the system tells: on Linux."""
+    told = Path("/proc/meminfo")
     left = re.search(r"MemAvailable:\s+(\d+) kB", told.read_text()) if told.is_file() else None
-    if left and needed > 1024 * int(left[1]):
+    return 1024 * int(left[1]) if left else None
+
+
+def _check_memory(path: Path, reader: Any, dtype: torch.dtype) -> None:
+    """Raise where the weights in this type, and the largest of them in float32 beside them, are more than what is left."""
+    sizes = [int(tensor.n_elements) for tensor in reader.tensors]
+    needed, left = sum(sizes) * dtype.itemsize + 4 * max(sizes), _memory_left()
+    if left is not None and needed > left:
         raise MemoryError(
-            f"{path} needs {needed:,} bytes of memory as {dtype}, and {1024 * int(left[1]):,} are available; bfloat16 takes "
-            "two bytes a weight, float32 four"
+            f"{path} needs {needed:,} bytes of memory as {dtype}, and {left:,} are available; bfloat16 takes two bytes a "
+            "weight, float32 four"
         )
 
 
