@@ -89,9 +89,10 @@ def load_gguf(path: Path, dtype: torch.dtype | str | None = "auto", **kwargs: An
     kind = _check_tensors(path, reader, config)
     dtype = _dtype(reader) if dtype in ("auto", None) else getattr(torch, dtype) if isinstance(dtype, str) else dtype
     _check_memory(path, reader, dtype)
-    return kind.from_pretrained(
-        None, config=config, state_dict=_weights(path, reader, config, dtype), dtype=dtype, **kwargs
-    )
+    weights = _weights(path, reader, config, dtype)
+    model = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
+    model.name_or_path = model.config.name_or_path = str(path)
+    return model
 
 
 def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -177,7 +178,6 @@ def _config(path: Path, reader: Any) -> PreTrainedConfig:
     except KeyError as error:
         raise ValueError(f"{path} is incomplete: it does not tell {error}; convert the original model again") from error
     config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
-    config.name_or_path = str(path)
     return config
 
 
