@@ -21,6 +21,7 @@ from liger_mini.commands import (
     needle,
     picture,
     recover,
+    smollm2,
     teacher,
     walk,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
         graders,
         capstone,
         picture,
+        smollm2,
     )
 }
 _Help = argparse.ArgumentDefaultsHelpFormatter

@@ -16,7 +16,9 @@ from liger_mini.support.version import __version__
 
 
 def describe(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder, or a hub id such as meta-llama/Llama-3.2-1B")
+    parser.add_argument(
+        "--model", required=True, help="a folder, a GGUF file, or a hub id such as meta-llama/Llama-3.2-1B"
+    )
     shared.output_dir(parser)
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", default="auto", choices=dtypes, help="auto keeps the checkpoint's")

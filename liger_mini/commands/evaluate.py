@@ -21,7 +21,7 @@ from liger_mini.support.provenance import provenance
 
 
 def describe(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
+    parser.add_argument("--model", required=True, help="a folder, GGUF file or hub id, linearized or not")
     parser.add_argument(
         "--window", type=int, default=SUPPRESS, help="W for sorting questions, for a model that has none"
     )

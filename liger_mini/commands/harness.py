@@ -16,7 +16,7 @@ from liger_mini.support.provenance import provenance
 def describe(parser: ArgumentParser) -> None:
     batches = "questions at a time; auto: as many as memory holds"
     fewshot = "examples before each question (the paper: MMLU 5)"
-    parser.add_argument("--model", required=True, help="a folder or hub id, linearized or not")
+    parser.add_argument("--model", required=True, help="a folder, GGUF file or hub id, linearized or not")
     parser.add_argument(
         "--tasks", default="tinyworld", help="names the harness knows, with commas; tinyworld is offline"
     )

@@ -17,7 +17,9 @@ from liger_mini.support.paths import write_atomically
 
 
 def describe(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder or hub id; linearized first if it is not yet")
+    parser.add_argument(
+        "--model", required=True, help="a folder, GGUF file or hub id; linearized first if it is not yet"
+    )
     parser.add_argument("--data", required=True, help=shared.DATA)
     shared.output_dir(parser)
     parser.add_argument("--length", type=int, default=1024, help="tokens per row")

@@ -20,7 +20,7 @@ from liger_mini.support.hub import open_model, open_tokenizer
 
 def describe(parser: ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="a folder or hub id; the embedded teacher is data/teacher")
+    source.add_argument("--model", help="a folder, GGUF file or hub id; the embedded teacher is data/teacher")
     source.add_argument("--minutes", type=float, help="first train a 1B-shaped teacher for so many minutes (GPU)")
     parser.add_argument("--data", default="tinyworld", help=shared.DATA)
     parser.add_argument("--length", type=int, default=512, help="tokens per row, in training and in evaluation")

@@ -1,9 +1,10 @@
-"""The embedded teacher and its recoveries, from the package's data."""
+"""The models at hand: the embedded teacher and its recoveries, from the package's data, and SmolLM2 from the user's cache."""
 
 from __future__ import annotations
 
 import json
 
+import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,6 +12,7 @@ from liger_mini.convert import linearize
 from liger_mini.recovery import quiet_peft
 from liger_mini.support.hub import load
 from liger_mini.support.paths import data_dir
+from liger_mini.support.smollm2 import smollm2_folder
 
 WINDOW = 16  # with 4 layers the stacked windows reach 60 of the teacher's 256 tokens of context
 
@@ -43,3 +45,13 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         linearize(model, **run["liger"])
     with quiet_peft():
         return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer
+
+
+def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct, a pretrained language model with a chat template, and its tokenizer; from the user's cache.
+
+    Raises:
+        FileNotFoundError: it is not there; the message names the command that fetches it.
+    """
+    folder = smollm2_folder()
+    return load(folder, dtype=dtype).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)

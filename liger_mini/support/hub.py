@@ -14,16 +14,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from liger_mini.support.gguf_files import find_gguf, gguf_tokenizer, load_gguf
+
 
 def load(path: str | Path, **kwargs) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained` for a local folder that says at once if there is none.
+    """`AutoModelForCausalLM.from_pretrained` for a local folder or a GGUF file, which says at once if there is none.
 
     Args:
+        path: a folder with a saved model or with one .gguf file, or such a file (`load_gguf`).
         kwargs: passed on to transformers (dtype, device_map, …).
     Raises:
-        FileNotFoundError: no folder at `path`. ValueError: a folder that holds no saved model.
+        FileNotFoundError: nothing at `path`. ValueError: a folder that holds no saved model. And what `load_gguf` raises.
     """
     path = Path(path)
+    file = find_gguf(path)
+    if file is not None:
+        return load_gguf(file, **kwargs)
     if not path.is_dir():
         raise FileNotFoundError(f"no model folder at {path}")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -38,14 +44,19 @@ def load(path: str | Path, **kwargs) -> PreTrainedModel:
 
 
 def open_model(source: str | Path, **kwargs) -> PreTrainedModel:
-    """A model from a local folder, from the hub's cache on this machine, or from the hub.
+    """A model from a local folder or GGUF file, from the hub's cache on this machine, or from the hub.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository of that name. ConnectionError: the hub is out of reach and
             the model is not in the cache. PermissionError: a gated repository without access.
     """
     name = str(source)
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if (
+        Path(source).exists()
+        or name.endswith(".gguf")
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+        or name.startswith(".")
+    ):
         return load(source, **kwargs)
     try:
         return AutoModelForCausalLM.from_pretrained(name, local_files_only=True, **kwargs)
@@ -55,13 +66,17 @@ def open_model(source: str | Path, **kwargs) -> PreTrainedModel:
 
 
 def open_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model; one without a pad token pads with its end-of-text token (padding is never scored).
+    """The tokenizer beside a model, or in its GGUF file; one without a pad token pads with its end-of-text token (padding is never scored).
 
     Raises:
         FileNotFoundError: there is none. ValueError: it has no end-of-text token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
+        file = find_gguf(source)
+        if file is not None:
+            tokenizer = gguf_tokenizer(file)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=Path(source).exists())
     except (
         OSError,
         ValueError,
