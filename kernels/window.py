@@ -31,9 +31,10 @@ import torch
 import triton
 import triton.language as tl
 from liger_mini.kernels.tiles import INTERPRETED, check, load, store
-from liger_mini.recurrences.documents import document_numbers, nth_real
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from liger_mini.recurrences.documents import document_numbers, nth_real
 
 
 def triton_window(
