@@ -38,9 +38,14 @@ from liger_mini.recurrences.documents import document_numbers, nth_real
 
 
 def triton_window(
-    q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     sinks: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`window.naive` in Triton, differentiable once in q, k and v.
 
     Args:
@@ -146,6 +151,14 @@ def bounds_of_queries(bounds_ptr, t, W, Tk):
     return tl.maximum(t - W + 1, begin), begin, tl.load(bounds_ptr + 3 * Tk + t, mask=t < Tk, other=0)
 
 
+@triton.jit
+def visible_keys(s, t, is_window, low, first, begin, sink_end):
+    """Which keys s each query t may see. A tile of sinks that ends behind `low` leaves the rest to the windows' tiles."""
+    window = (first[:, None] <= s[None, :]) & is_window
+    sinks = (begin[:, None] <= s[None, :]) & (s[None, :] < sink_end[:, None]) & ((s < low)[None, :] | is_window)
+    return (window | sinks) & (s[None, :] <= t[:, None])
+
+
 # BLOCK: the queries, or keys, of one program; STEP: how many keys, or queries, they meet at a time. Large blocks read
 # what they meet less often; small ones waste less on pairs outside a narrow window. Two stages: the next tiles are on
 # their way while these are used. The interpreter takes the first line alone: timing means nothing there.
@@ -185,13 +198,7 @@ def _outputs(
         k = tile(k_ptr + row_s * K, j, channels, Tk - s0, K, Hkv * K)
         v = tile(v_ptr + row_s * V, j, values, Tk - s0, V, Hkv * V)
         seen = tl.load(seen_ptr + b * Tk + s, mask=s < Tk, other=0)
-        sinks = (
-            (begin[:, None] <= s[None, :])
-            & (s < tl.where(x < low, low, Tk))[None, :]
-            & (s[None, :] < sink_end[:, None])
-        )
-        window = (first[:, None] <= s[None, :]) & (x >= low)
-        visible = (window | sinks) & (s[None, :] <= t[:, None]) & seen[None, :]
+        visible = visible_keys(s, t, x >= low, low, first, begin, sink_end) & seen[None, :]
         a = tl.where(visible, dot(q, tl.trans(k)) * K**-0.5, float("-inf"))
         m_new = tl.maximum(m, tl.max(a, 1))
         base = tl.where(m_new == float("-inf"), 0.0, m_new)  # nothing seen yet: -inf - -inf would be no number
@@ -231,13 +238,7 @@ def _query_gradients(
         k = tile(k_ptr + row_s * K, j, channels, Tk - s0, K, Hkv * K)
         v = tile(v_ptr + row_s * V, j, values, Tk - s0, V, Hkv * V)
         seen = tl.load(seen_ptr + b * Tk + s, mask=s < Tk, other=0)
-        sinks = (
-            (begin[:, None] <= s[None, :])
-            & (s < tl.where(x < low, low, Tk))[None, :]
-            & (s[None, :] < sink_end[:, None])
-        )
-        window = (first[:, None] <= s[None, :]) & (x >= low)
-        visible = (window | sinks) & (s[None, :] <= t[:, None]) & seen[None, :]
+        visible = visible_keys(s, t, x >= low, low, first, begin, sink_end) & seen[None, :]
         p = tl.exp(tl.where(visible, dot(q, tl.trans(k)) * K**-0.5 - lse[:, None], float("-inf")))
         da = p * (dot(do, tl.trans(v)) - delta[:, None])
         dq += dot(da.to(k.dtype), k)
