@@ -45,8 +45,9 @@ def test_bins_partition_the_questions(teacher, held_out):
         assert recall.chance == pytest.approx(1 / rivals)
 
 
-def test_what_a_sink_told_is_not_outside(teacher, held_out):
+def test_what_a_sink_told_is_not_outside(teacher):
     """A question far behind its answer is between if the answer is among the sinks: they see it, and all see them."""
+    held_out = HeldOut(teacher[1], stories=8, documents=1, length=128)
     plain = evaluate(teacher[0], held_out, window=4)  # reaches 12 tokens
     sinks, asked = 24, [question for row in held_out.story_rows for question in row["questions"]]
     through = [
@@ -54,7 +55,7 @@ def test_what_a_sink_told_is_not_outside(teacher, held_out):
         for first, _, distance, candidates in asked
         if distance > 13 and first - distance < sinks
     ]
-    assert len(through) > 5
+    assert len(through) > 2
     report = evaluate(teacher[0], held_out, window=4, sinks=sinks)
     counts = {name: report.recall[name].questions - plain.recall[name].questions for name in report.recall}
     assert counts == {"inside": 0, "between": len(through), "outside": -len(through)}
