@@ -2,7 +2,8 @@
 
     a_ts = q_t · k_s / √K,   lse_t = log Σ_s exp a_ts,   p_ts = exp(a_ts - lse_t),   o_t = Σ_s p_ts v_s
 
-over the keys s that t sees: t-W < s ≤ t, in the document of t, not hidden by the mask. If there is none, o_t = 0.
+over the keys s that t sees: t-W < s ≤ t, in the document of t, not hidden by the mask. If there is none, o_t = 0. With
+sinks, also the first S of its document's keys that are not hidden, where s ≤ t: those before `sink_end`.
 
 A block of queries meets the blocks of keys that its windows touch, one after another. The softmax is *online*: m_t is
 the largest score so far, and when it grows, what was summed with the old one is scaled down by exp(m_old - m_new). So
@@ -16,8 +17,11 @@ no score leaves the chip, and backward makes p again, from lse. With do_t the gr
 Query heads may share heads of keys and values (grouped heads): each reads the one of its group where it lies, and
 `_key_gradients` sums over the group.
 
-Time: O(T (W + block) (K + V)) a head, all blocks at once; backward about three and a half times that.
-Memory beyond inputs and outputs: O(T), two float32 numbers a query and head (lse, δ) and two integers a position.
+The tiles between a block's sinks and its first window are jumped over: x counts tiles, and s0 is where they lie. A block of
+keys with a sink meets all later queries of the document.
+
+Time: O(T (W + S + block) (K + V)) a head, all blocks at once; backward about three and a half times that.
+Memory beyond inputs and outputs: O(T), two float32 numbers a query and head (lse, δ) and four integers a position.
 Stored from forward to backward: q, k, v, o, the mask, these integers and lse.
 """
 
@@ -30,9 +34,17 @@ from liger_mini.kernels.tiles import INTERPRETED, check, load, store
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from liger_mini.recurrences.documents import document_numbers, nth_real
+
 
 def triton_window(
-    q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
     """`window.naive` in Triton, differentiable once in q, k and v.
 
@@ -41,6 +53,7 @@ def triton_window(
             are the last Tq of the Tk positions (`sliding_window_attention` checks shapes and window).
         key_mask [B, Tk]: False hides a key.
         cu_seqlens [N+1]: where each document of one packed row (B = 1, Tq = Tk) begins, and where the last one ends.
+        sinks: how many of a document's first keys that are not hidden every later query sees.
     Returns: o [B, Tq, H, V] in v's dtype.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K or V above 256, TypeError for other dtypes.
     """
@@ -49,15 +62,17 @@ def triton_window(
     with torch.cuda.device_of(q):  # Triton launches on the current device; autograd sets it for the backward pass
         if key_mask is None:
             key_mask = k.new_ones(k.shape[:2], dtype=torch.bool)
-        bounds = _bounds(k.shape[1], cu_seqlens, k.device)
+        bounds = _bounds(key_mask, cu_seqlens, sinks)
         return _Window.apply(q.to(dtype), k.to(dtype), v.to(dtype), key_mask, bounds, window).to(v.dtype)
 
 
-def _bounds(T, cu_seqlens, device):
-    """[2, T] integers: where the document of each position begins, and where it ends."""
-    ends = torch.arange(2, device=device) * T if cu_seqlens is None else cu_seqlens.to(device)
-    pairs = torch.stack([ends[:-1], ends[1:]]).int()
-    return pairs.repeat_interleave(ends.diff(), dim=1, output_size=T)
+def _bounds(key_mask, cu_seqlens, sinks):
+    """[B, 4, T] integers: where the document of each position begins, where it ends, and where its sinks do both."""
+    B, T = key_mask.shape
+    ends = torch.arange(2, device=key_mask.device) * T if cu_seqlens is None else cu_seqlens.to(key_mask.device)
+    pairs = torch.stack([ends[:-1], ends[1:]]).repeat_interleave(ends.diff(), dim=1, output_size=T)
+    numbers = None if cu_seqlens is None else document_numbers(ends, T)
+    return torch.cat([pairs.expand(B, 2, T), nth_real([0, sinks], key_mask, numbers).mT], dim=1).int()
 
 
 class _Window(torch.autograd.Function):
@@ -119,6 +134,31 @@ def first_row(b, t, h, T, H):
     return (b * T + t) * H + h
 
 
+@triton.jit
+def tiles_of_keys(bounds_ptr, t0, W, Tk, STEP):
+    """For the block of queries from t0 on: where its windows begin; where its document's sinks do, and how many keys of
+    them lie in front of its windows, in whole tiles.
+    """
+    low = tl.maximum(t0 - W + 1, tl.load(bounds_ptr + t0))
+    sink, end = tl.load(bounds_ptr + 2 * Tk + t0), tl.load(bounds_ptr + 3 * Tk + t0)
+    return low, sink, tl.cdiv(tl.maximum(tl.minimum(end, low) - sink, 0), STEP) * STEP
+
+
+@triton.jit
+def bounds_of_queries(bounds_ptr, t, W, Tk):
+    """Where the window of each begins, where its document does, and where that one's sinks end."""
+    begin = tl.load(bounds_ptr + t, mask=t < Tk, other=0)
+    return tl.maximum(t - W + 1, begin), begin, tl.load(bounds_ptr + 3 * Tk + t, mask=t < Tk, other=0)
+
+
+@triton.jit
+def visible_keys(s, t, is_window, low, first, begin, sink_end):
+    """Which keys s each query t may see. A tile of sinks that ends behind `low` leaves the rest to the windows' tiles."""
+    window = (first[:, None] <= s[None, :]) & is_window
+    sinks = (begin[:, None] <= s[None, :]) & (s[None, :] < sink_end[:, None]) & ((s < low)[None, :] | is_window)
+    return (window | sinks) & (s[None, :] <= t[:, None])
+
+
 # BLOCK: the queries, or keys, of one program; STEP: how many keys, or queries, they meet at a time. Large blocks read
 # what they meet less often; small ones waste less on pairs outside a narrow window. Two stages: the next tiles are on
 # their way while these are used. The interpreter takes the first line alone: timing means nothing there.
@@ -147,15 +187,18 @@ def _outputs(
     i, j, channels, values = tl.arange(0, BLOCK), tl.arange(0, STEP), tl.arange(0, padded(K)), tl.arange(0, padded(V))
     t, row = t0 + i, first_row(b, i0, h, Tq, H)
     q = tile(q_ptr + row * K, i, channels, Tq - i0, K, H * K)
-    first = tl.maximum(t - W + 1, tl.load(bounds_ptr + t, mask=t < Tk, other=0))
+    bounds_ptr += b * 4 * Tk
+    first, begin, sink_end = bounds_of_queries(bounds_ptr, t, W, Tk)
+    low, sink, early = tiles_of_keys(bounds_ptr, t0, W, Tk, STEP)
     m, total = tl.full((BLOCK,), float("-inf"), tl.float32), tl.zeros((BLOCK,), tl.float32)
     o = tl.zeros((BLOCK, padded(V)), tl.float32)
-    for s0 in range(tl.maximum(t0 - W + 1, tl.load(bounds_ptr + t0)), tl.minimum(t0 + BLOCK, Tk), STEP):
+    for x in range(low - early, tl.minimum(t0 + BLOCK, Tk), STEP):
+        s0 = tl.where(x < low, sink + x - (low - early), x)
         s, row_s = s0 + j, first_row(b, s0, h // (H // Hkv), Tk, Hkv)
         k = tile(k_ptr + row_s * K, j, channels, Tk - s0, K, Hkv * K)
         v = tile(v_ptr + row_s * V, j, values, Tk - s0, V, Hkv * V)
         seen = tl.load(seen_ptr + b * Tk + s, mask=s < Tk, other=0)
-        visible = (first[:, None] <= s[None, :]) & (s[None, :] <= t[:, None]) & seen[None, :]
+        visible = visible_keys(s, t, x >= low, low, first, begin, sink_end) & seen[None, :]
         a = tl.where(visible, dot(q, tl.trans(k)) * K**-0.5, float("-inf"))
         m_new = tl.maximum(m, tl.max(a, 1))
         base = tl.where(m_new == float("-inf"), 0.0, m_new)  # nothing seen yet: -inf - -inf would be no number
@@ -185,14 +228,17 @@ def _query_gradients(
     lse = tl.load(lse_ptr + bh * Tq + i0 + i, mask=t < Tk, other=0)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta_ptr + bh * Tq + i0 + i, delta, mask=t < Tk)
-    first = tl.maximum(t - W + 1, tl.load(bounds_ptr + t, mask=t < Tk, other=0))
+    bounds_ptr += b * 4 * Tk
+    first, begin, sink_end = bounds_of_queries(bounds_ptr, t, W, Tk)
+    low, sink, early = tiles_of_keys(bounds_ptr, t0, W, Tk, STEP)
     dq = tl.zeros((BLOCK, padded(K)), tl.float32)
-    for s0 in range(tl.maximum(t0 - W + 1, tl.load(bounds_ptr + t0)), tl.minimum(t0 + BLOCK, Tk), STEP):
+    for x in range(low - early, tl.minimum(t0 + BLOCK, Tk), STEP):
+        s0 = tl.where(x < low, sink + x - (low - early), x)
         s, row_s = s0 + j, first_row(b, s0, h // (H // Hkv), Tk, Hkv)
         k = tile(k_ptr + row_s * K, j, channels, Tk - s0, K, Hkv * K)
         v = tile(v_ptr + row_s * V, j, values, Tk - s0, V, Hkv * V)
         seen = tl.load(seen_ptr + b * Tk + s, mask=s < Tk, other=0)
-        visible = (first[:, None] <= s[None, :]) & (s[None, :] <= t[:, None]) & seen[None, :]
+        visible = visible_keys(s, t, x >= low, low, first, begin, sink_end) & seen[None, :]
         p = tl.exp(tl.where(visible, dot(q, tl.trans(k)) * K**-0.5 - lse[:, None], float("-inf")))
         da = p * (dot(do, tl.trans(v)) - delta[:, None])
         dq += dot(da.to(k.dtype), k)
@@ -212,7 +258,10 @@ def _key_gradients(
     s, row_s = s0 + j, first_row(b, s0, h_kv, Tk, Hkv)
     k = tile(k_ptr + row_s * K, j, channels, Tk - s0, K, Hkv * K)
     v = tile(v_ptr + row_s * V, j, values, Tk - s0, V, Hkv * V)
-    end = tl.minimum(s + W, tl.load(bounds_ptr + Tk + s, mask=s < Tk, other=0))
+    bounds_ptr += b * 4 * Tk
+    end = tl.load(bounds_ptr + Tk + s, mask=s < Tk, other=0)
+    sink_end = tl.load(bounds_ptr + 3 * Tk + s, mask=s < Tk, other=0)
+    end = tl.where(s < sink_end, end, tl.minimum(s + W, end))  # a sink is seen to the end
     end = tl.where(tl.load(seen_ptr + b * Tk + s, mask=s < Tk, other=0), end, 0)
     dk, dv = tl.zeros((BLOCK, padded(K)), tl.float32), tl.zeros((BLOCK, padded(V)), tl.float32)
     for h in range(h_kv * G, h_kv * G + G):

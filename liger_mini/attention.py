@@ -3,7 +3,9 @@
     S_t = α_t ⊙ S_{t-1} + φ(k_t)ᵀ v_t       α_t read off k_t        (before rotary embedding)
     o_t = a · φ(q_t) S_t  +  b · softmax attention over the last W keys (after rotary embedding)
 
-Costs O(T (W K + K²)) time per head; decoding keeps S (K x V numbers per head) and W - 1 keys and values,
+With sinks the window branch sees the first few tokens of the document as well, at their own rotary positions.
+
+Costs O(T (W K + K²)) time per head; decoding keeps S (K x V numbers per head) and W - 1 keys and values, and the sinks',
 whatever the context, of every key/value head: `LigerCacheLayer`.
 """
 
@@ -38,6 +40,7 @@ class LigerAttention(nn.Module):
 
     Attributes:
         branches: the weights (a, b) of the recurrence and of the window.
+        window, sinks: how many of the last tokens the window branch sees, and how many of the first.
         own_window: the window of the softmax attention it takes the place of; None if that saw everything.
     """
 
@@ -48,8 +51,8 @@ class LigerAttention(nn.Module):
         for name, projection in attention.named_children():
             setattr(self, name, projection)
         self.structure = get_structure(settings.structure, settings.temper_of(self.layer_idx))
-        self.window, self.own_window = settings.window, own_window
-        self.branches = (settings.mix, 1 - settings.mix)
+        self.window, self.sinks, self.own_window = settings.window, settings.sinks, own_window
+        self.branches = settings.branches
 
     def forward(
         self,
@@ -100,16 +103,16 @@ class LigerAttention(nn.Module):
         return weight.device_mesh.get_local_rank(dim) * (weight.to_local().shape[0] // self.head_dim)
 
     def windowed(self, q, k, v, mask: Tensor | None, documents: Tensor | None, cache: LigerCacheLayer | None):
-        """The branch that sees the last W tokens exactly; [B, T, H, V]."""
+        """The branch that sees the last W tokens exactly, and the sinks; [B, T, H, V]."""
         if cache is not None:
-            k, v, mask = cache.update(k, v, mask, documents)  # [B, heads, ≤ W - 1 + T, ·]
+            k, v, mask = cache.update(k, v, mask, documents)  # [B, heads, sinks + ≤ W - 1 + T, ·]
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return sliding_window_attention(q, k, v, self.window, key_mask=mask, documents=documents)
+        return sliding_window_attention(q, k, v, self.window, sinks=self.sinks, key_mask=mask, documents=documents)
 
     @property
-    def cached_for(self) -> tuple[Structure, int]:
+    def cached_for(self) -> tuple[Structure, int, int]:
         """What a cache layer was filled with, and another model would read wrongly."""
-        return self.structure, self.window
+        return self.structure, self.window, self.sinks
 
 
 def liger_layers(model: nn.Module) -> list[LigerAttention]:

@@ -45,7 +45,7 @@ class LigerModel:
     """What the linearized class of each family adds to the family's own: the swap, at construction.
 
     Its config is the family's with these fields more:
-        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every; also own_windows, the window of
+        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every, sinks; also own_windows, the window of
             each layer's softmax attention before (None: it saw everything), base, the name of the model it was made
             from, parameters, how many that had, and recovered, once LoRA was merged.
         layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
@@ -157,20 +157,23 @@ class Settings:
     Attributes:
         structure: a name in `liger_mini.structures`.
         window: keys the softmax branch sees, the current one included; the paper has 64.
-        mix: the weight a of the recurrence; the window has 1 - a. The paper has 0.5.
+        mix: the weight a of the recurrence; the window has 1 - a. Or a pair: the weights a,b of the recurrence and of the
+            window. The paper has 0.5.
         temper: half-life of a neutral gate in tokens; None takes the structure's default; "teacher" reads one for each
             layer and key head off the attention of the model itself, on a sample; or these numbers, one list per layer.
             Structures whose gate is not computed from one key (linear, lightning, lightnet, deltanet) have none.
         softmax_every: keep every n-th block as ordinary softmax attention; the paper's "-H" has 8, None keeps none.
+        sinks: how many of a text's first tokens every later one sees, beyond the window; the paper has none.
     Raises:
         ValueError: one that is outside its range.
     """
 
     structure: str = "gla"
     window: int = 64
-    mix: float = 0.5
+    mix: float | tuple[float, float] = 0.5
     temper: float | Literal["teacher"] | tuple[tuple[float, ...], ...] | None = None
     softmax_every: int | None = None
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.temper, (list, tuple)):  # a list once it has been in a JSON file
@@ -183,10 +186,18 @@ class Settings:
             get_structure(self.structure, temper)
         if not isinstance(self.window, int) or isinstance(self.window, bool) or self.window < 1:
             raise ValueError(f"window = {self.window!r}: allowed are whole numbers ≥ 1 (the current key counts)")
-        if not isinstance(self.mix, (int, float)) or not 0 <= self.mix <= 1:
-            raise ValueError(f"mix = {self.mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only)")
+        if isinstance(self.mix, (list, tuple)):
+            object.__setattr__(self, "mix", tuple(self.mix))
+        _check_mix(self.mix)
         if self.softmax_every is not None and (type(self.softmax_every) is not int or self.softmax_every < 1):
             raise ValueError(f"softmax_every = {self.softmax_every!r}: allowed are whole numbers ≥ 1, or None")
+        if type(self.sinks) is not int or self.sinks < 0:
+            raise ValueError(f"sinks = {self.sinks!r}: allowed are whole numbers ≥ 0 (the paper has 0)")
+
+    @property
+    def branches(self) -> tuple[float, float]:
+        """The weights (a, b) of the recurrence and of the window."""
+        return self.mix if isinstance(self.mix, tuple) else (self.mix, 1 - self.mix)
 
     @classmethod
     def of(cls, liger: dict[str, Any]) -> Settings:
@@ -223,6 +234,17 @@ class Settings:
                 f"the model has {len(heads)} of {heads[0]}"
             )
         return self
+
+
+def _check_mix(mix: Any) -> None:
+    """A number a in [0, 1], or a pair (a, b) of finite numbers ≥ 0 that are not both 0."""
+    numbers = mix if isinstance(mix, tuple) else (mix,)
+    fits = all(isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < float("inf") for x in numbers)
+    if not fits or (not (len(mix) == 2 and any(mix)) if isinstance(mix, tuple) else mix > 1):
+        raise ValueError(
+            f"mix = {mix!r}: allowed are numbers from 0 (window only) to 1 (recurrence only), or a pair (a, b) of weights of "
+            "the recurrence and of the window, finite, ≥ 0 and not both 0"
+        )
 
 
 def linearize(

@@ -68,12 +68,18 @@ def loop(step, *inputs, states=1, cu_seqlens=None):
     return torch.stack(outputs, dim=1), *map(torch.cat, zip(*after))
 
 
-def attention(q, k, v, window, key_mask=None, cu_seqlens=None):
-    """All scores, and a mask that leaves the window: the queries are the last positions."""
+def attention(q, k, v, window, key_mask=None, cu_seqlens=None, sinks=0):
+    """All scores, and a mask that leaves window and sinks: the queries are the last positions."""
     Tq, Tk = q.shape[1], k.shape[1]
     k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
     i, j = torch.arange(Tk - Tq, Tk, device=q.device).unsqueeze(1), torch.arange(Tk, device=q.device)
     seen = (j <= i) & (j > i - window)
+    if sinks:  # a key with fewer than so many real ones of its document before it
+        real = torch.ones(len(k), Tk, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+        document = torch.zeros_like(j) if cu_seqlens is None else torch.repeat_interleave(cu_seqlens.diff())
+        before = (document[:, None] == document) & (j < j[:, None])  # [Tk, Tk]
+        number = (before & real[:, None, :]).sum(-1)  # [B, Tk]
+        seen = (j <= i) & (seen | (number < sinks)[:, None, None, :])
     if cu_seqlens is not None:
         document = torch.repeat_interleave(cu_seqlens.diff())
         seen = seen & (document[i] == document[j])

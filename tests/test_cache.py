@@ -21,9 +21,9 @@ CACHES = [name for name in ALL_CACHE_IMPLEMENTATIONS if "offloaded" not in name 
 
 @pytest.fixture
 def make(tiny):
-    def linearized(name, window=WINDOW):
+    def linearized(name, window=WINDOW, sinks=0):
         structure, every = ("gla", 2) if name == "hybrid" else (name, None)
-        model = lm.linearize(tiny(), structure, window=window, softmax_every=every)
+        model = lm.linearize(tiny(), structure, window=window, softmax_every=every, sinks=sinks)
         model.generation_config.eos_token_id = None
         return model
 
@@ -82,6 +82,57 @@ def test_pieces_of_any_length_with_padding_inside_the_window(make, name, kind):
         torch.testing.assert_close(torch.cat(logits, 1)[mask.bool()], expected[mask.bool()], atol=LOGITS, rtol=0)
 
 
+SINKS = (1, 3, 9)  # within the window, and more than it and the shorter prompts hold, so that decoding fills them
+
+
+@pytest.mark.parametrize("padding", [0, 3], ids=["no padding", "left padding"])
+@pytest.mark.parametrize("prompt", [1, WINDOW + 1, 3 * WINDOW])
+@pytest.mark.parametrize("sinks", SINKS)
+@pytest.mark.parametrize(("name", "kind"), [("gla", "dynamic"), ("gla", "static"), ("hybrid", "dynamic")])
+def test_generate_with_sinks_has_the_logits_of_the_forward_without_a_cache(make, name, kind, sinks, prompt, padding):
+    """Sinks that the prompt holds, fills in part, and not at all; the window has long moved on at the end."""
+    model, (ids, mask) = make(name, sinks=sinks), padded(prompt, padding)
+    how = {"max_new_tokens": 12, "cache_implementation": kind, "disable_compile": True, "do_sample": False}
+    out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **how)
+    mask = torch.cat([mask, torch.ones(2, 12, dtype=torch.long)], dim=1)
+    expected = without_cache(model, out.sequences, mask)[:, ids.shape[1] - 1 : -1]
+    torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=LOGITS, rtol=0)
+    sinkless = without_cache(make(name), out.sequences, mask)[:, ids.shape[1] - 1 : -1]
+    assert (expected - sinkless).abs().max() > 100 * LOGITS
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("sinks", SINKS)
+def test_pieces_of_any_length_with_sinks_and_padding(make, kind, sinks):
+    """Sinks filled in several pieces; padding in front, and in a row's middle, counts as none."""
+    model, (ids, mask) = make("gla", window=6, sinks=sinks), padded(17, 4)
+    mask[1, 5:8] = 0
+    expected, positions = without_cache(model, ids, mask), (mask.cumsum(1) - 1).clamp(min=0)
+    cache, logits = caches(model)[kind], []
+    for a, b in itertools.pairwise((0, 2, 3, 9, 10, 21)):
+        how = {"attention_mask": mask[:, :b], "position_ids": positions[:, a:b], "past_key_values": cache}
+        logits.append(model(ids[:, a:b], use_cache=True, **how).logits)
+    torch.testing.assert_close(torch.cat(logits, 1)[mask.bool()], expected[mask.bool()], atol=LOGITS, rtol=0)
+
+
+@torch.no_grad()
+def test_the_last_of_packed_documents_goes_on_with_its_own_sinks(make):
+    """Decoding after a packed row is decoding after its last document."""
+    model, ids, following = make("gla", sinks=3), tokens(1, 20), tokens(1, 6)
+    for first in (5, 18):  # the last document has more tokens than sinks, and fewer
+        positions = torch.cat([torch.arange(first), torch.arange(20 - first)]).unsqueeze(0)
+        cache = DynamicCache(config=model.config)
+        model(ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        places = torch.arange(20 - first, 26 - first).unsqueeze(0)
+        logits = [
+            model(following[:, t : t + 1], position_ids=places[:, t : t + 1], past_key_values=cache).logits
+            for t in range(6)
+        ]
+        alone = model(torch.cat([ids[:, first:], following], 1), use_cache=False).logits[:, 20 - first :]
+        torch.testing.assert_close(torch.cat(logits, 1), alone, atol=LOGITS, rtol=0)
+
+
 def caches(model):
     return {
         "dynamic": DynamicCache(config=model.config),
@@ -104,6 +155,15 @@ def test_what_is_done_to_the_rows_of_a_filled_cache(make, name, kind, seen, what
 def test_what_is_done_to_the_rows_of_a_hybrids_cache(make, what):
     """Dynamic only: a static one is refused."""
     check_rows(make("hybrid"), lambda model: {"dynamic": DynamicCache(config=model.config)}, "dynamic", 9, what)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static", "short static"])
+@pytest.mark.parametrize("seen", [2, 9])
+@pytest.mark.parametrize("what", ["permuted", "selected", "repeated", "reordered", "copied", "forgotten"])
+def test_what_is_done_to_the_rows_of_a_cache_with_sinks(make, kind, seen, what):
+    """With two tokens seen a third sink has its place still to fill."""
+    check_rows(make("gla", sinks=3), caches, kind, seen, what)
 
 
 def check_rows(model, caches, kind, seen, what):
@@ -149,6 +209,21 @@ def test_what_is_kept_does_not_grow(make, structure, window, kind):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize(("window", "sinks"), [(1, 2), (5, 1), (5, 9)])
+def test_what_is_kept_with_sinks_does_not_grow(make, window, sinks, kind):
+    model, sizes = make("gla", window, sinks), []
+    for T in (5, 40, 400):
+        cache = caches(model)[kind]
+        model(tokens(1, T), past_key_values=cache, use_cache=True)
+        for _ in range(3):
+            model(tokens(1, 1), past_key_values=cache, use_cache=True)
+        sizes.append(state_bytes(cache))
+    assert len(set(sizes)) == 1
+    assert all(layer.keys.shape[2] == sinks + window - 1 for layer in cache.layers)
+
+
+@torch.no_grad()
 def test_a_row_too_many_is_told(make):
     model = make("gla")
     cache = DynamicCache(config=model.config)
@@ -173,6 +248,7 @@ def foreign(make, tiny):
         "other structure": filled(make("rwkv6")),
         "other number of states": DynamicCache(config=make("gsa").config),
         "other window": filled(make("gla", 7)),
+        "other sinks": filled(make("gla", sinks=2)),
         "other window, empty": DynamicCache(config=make("gla", 7).config),
         "other window, static": StaticCache(config=make("gla", 7).config, max_cache_len=32),
         "a hybrid's": filled(make("hybrid")),
@@ -216,7 +292,7 @@ def test_rolling_back_is_refused_before_it_starts(make, tiny, name):
 
 def test_a_static_cache_stays_where_it_is(make):
     """A compiled or captured step finds every tensor at the address it had."""
-    model = make("gsa")
+    model = make("gsa", sinks=2)
     cache = StaticCache(config=model.config, max_cache_len=64)
     addresses = []
     with torch.no_grad():

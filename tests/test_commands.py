@@ -25,6 +25,23 @@ def test_a_linearized_model_keeps_its_settings(tmp_path, capsys):
     assert "{'window': 3} would need the original" in capsys.readouterr().err
 
 
+def test_sinks_and_a_pair_of_weights_are_flags(tmp_path, capsys):
+    folder = str(tmp_path / "linear")
+    assert (
+        main(["convert", "--model", TEACHER, "--window", "16", "--mix", "0.1,1", "--sinks", "4", "--out", folder]) == 0
+    )
+    liger = lm.load(folder).config.liger
+    assert (liger["mix"], liger["sinks"]) == ([0.1, 1.0], 4)
+    assert main(["evaluate", "--model", folder, "--sinks", "0"]) == 2
+    assert "with {'sinks': 4}; {'sinks': 0} would need the original" in capsys.readouterr().err
+    bad = ["convert", "--model", TEACHER, "--out", str(tmp_path / "x"), "--mix"]
+    assert main([*bad, "0,0"]) == 2
+    assert "mix = (0.0, 0.0)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*bad, "0.1,"])
+    assert "argument --mix: invalid float value: '0.1,'" in capsys.readouterr().err
+
+
 def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "--model", TEACHER, "--output", str(tmp_path)])

@@ -11,15 +11,15 @@ import liger_mini as lm
 
 WINDOW = 4
 LOGITS = 1e-4
-MODELS = [*lm.structures, "hybrid"]
+MODELS = [*lm.structures, "hybrid", "gla, sinks"]
 ENDS = [0, 13, 14, 40]
 
 
 @pytest.fixture
 def make(tiny):
     def linearized(name):
-        structure, every = ("gla", 2) if name == "hybrid" else (name, None)
-        return lm.linearize(tiny(), structure, window=WINDOW, softmax_every=every)
+        structure, every = ("gla", 2) if name == "hybrid" else (name.removesuffix(", sinks"), None)
+        return lm.linearize(tiny(), structure, window=WINDOW, softmax_every=every, sinks=2 * name.endswith("sinks"))
 
     return linearized
 
@@ -67,7 +67,7 @@ def test_inductor_is_eager(make, name):
         torch.testing.assert_close(compiled(ids, **how).logits, model(ids, **how).logits, atol=LOGITS, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["gla", "lightnet", "hybrid"])
+@pytest.mark.parametrize("name", ["gla", "lightnet", "hybrid", "gla, sinks"])
 def test_gradients_of_packed_rows_compiled_are_eagers(make, name):
     """As a Trainer with DataCollatorWithFlattening and torch_compile has them; and each document's alone."""
     model, rows = make(name), [tokens(1, n)[0].tolist() for n in (13, 5, 22)]
@@ -87,7 +87,7 @@ def test_gradients_of_packed_rows_compiled_are_eagers(make, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gla", "gsa", "lightnet", "lightning"])
+@pytest.mark.parametrize("name", ["gla", "gsa", "lightnet", "lightning", "gla, sinks"])
 def test_compiled_decoding_with_a_static_cache(make, name):
     """Prefill and single steps through one compiled forward, with left padding; the step is not compiled again and again."""
     model, prompt = make(name), 7
@@ -110,7 +110,7 @@ def test_compiled_decoding_with_a_static_cache(make, name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["gla", "gsa", "lightnet"])
+@pytest.mark.parametrize("name", ["gla", "gsa", "lightnet", "gla, sinks"])
 def test_exported_is_eager(make, name):
     model, ids, how = make(name), tokens(1, 40), {**given("packed"), "use_cache": False}
     program = torch.export.export(model, (ids,), how, strict=False)

@@ -42,15 +42,16 @@ OTHER_FAMILIES = [name for name in FAMILIES if name != "llama"]
 MODELS = [f"llama, {name}" for name in lm.structures] + [f"{family}, gla" for family in OTHER_FAMILIES]
 MODELS += [f"{family}, gla, hybrid" for family in FAMILIES]
 MODELS += [f"{family}, gated_deltanet" for family in OTHER_FAMILIES]
-MODELS += ["llama, gated_deltanet, told", "qwen3, gla, told"]
+MODELS += ["llama, gated_deltanet, told", "qwen3, gla, told", "llama, gla, sinks", "qwen3, gla, sinks, hybrid"]
 
 
 @pytest.fixture(params=MODELS)
 def model(request, tiny):
     """Every structure on a Llama, every family with GLA and a delta rule, hybrids, and half-lives read off the teacher."""
     family, structure, *more = request.param.split(", ")
-    told = {"temper": "teacher", "sample": tokens(2, 40)} if "told" in more else {}
-    return lm.linearize(tiny(family), structure, window=WINDOW, softmax_every=2 if "hybrid" in more else None, **told)
+    how = {"temper": "teacher", "sample": tokens(2, 40)} if "told" in more else {}
+    how |= {"sinks": 3, "mix": (0.1, 1.0)} if "sinks" in more else {}
+    return lm.linearize(tiny(family), structure, window=WINDOW, softmax_every=2 if "hybrid" in more else None, **how)
 
 
 def tokens(B, T):
@@ -200,6 +201,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
         ({"window": 0}, "window = 0"),
         ({"mix": 1.5}, "mix = 1.5"),
         ({"mix": -0.1}, "mix = -0.1"),
+        ({"mix": True}, "mix = True"),
+        ({"mix": float("nan")}, "mix = nan"),
+        ({"mix": (0, 0)}, r"mix = \(0, 0\): allowed are numbers from 0 .* to 1 .*, or a pair .*not both 0"),
+        ({"mix": (0.5, -1)}, r"mix = \(0.5, -1\)"),
+        ({"mix": (0.5, float("inf"))}, r"mix = \(0.5, inf\)"),
+        ({"mix": [0.5]}, r"mix = \(0.5,\)"),
+        ({"mix": (0.2, 0.3, 0.5)}, r"mix = \(0.2, 0.3, 0.5\)"),
+        ({"mix": "half"}, "mix = 'half'"),
+        ({"sinks": -1}, "sinks = -1: allowed are whole numbers ≥ 0"),
+        ({"sinks": 1.0}, "sinks = 1.0"),
+        ({"sinks": True}, "sinks = True"),
         ({"temper": 0}, "temper = 0"),
         ({"softmax_every": 0}, "softmax_every = 0"),
     ],
@@ -209,6 +221,59 @@ def test_bad_arguments_leave_the_model_alone(tiny, arguments, words):
     with pytest.raises(ValueError, match=words):
         lm.linearize(model, **arguments)
     assert type(model).__name__ == "LlamaForCausalLM"
+
+
+@torch.no_grad()
+def test_a_pair_weighs_both_branches(tiny):
+    """(a, 1 - a) is a, (a, b) is the sum it says, and no recurrence is left where a is 0."""
+    ids, models = tokens(1, 20), {}
+    for mix in (0.25, (0.25, 0.75), (0.5, 2.0), (0, 1), 0.0):
+        models[mix] = lm.linearize(tiny(num_hidden_layers=1), window=WINDOW, mix=mix)
+        models[mix].load_state_dict(models[0.25].state_dict())
+    assert torch.equal(models[0.25](ids).logits, models[0.25, 0.75](ids).logits)
+    assert torch.equal(models[0, 1](ids).logits, models[0.0](ids).logits)
+
+    def attention(mix):  # [1, T, D]
+        seen = []
+        hook = models[mix].model.layers[0].self_attn.register_forward_hook(lambda *call: seen.append(call[-1][0]))
+        models[mix](ids)
+        hook.remove()
+        return seen[0]
+
+    window = attention((0, 1))
+    recurrence = (attention(0.25) - 0.75 * window) / 0.25
+    torch.testing.assert_close(attention((0.5, 2.0)), 0.5 * recurrence + 2 * window, atol=LOGITS, rtol=0)
+    with branches(models[0.5, 2.0], (0.0, 1.0)):
+        assert torch.equal(attention((0.5, 2.0)), window)
+    assert models[0.5, 2.0].model.layers[0].self_attn.branches == (0.5, 2.0)
+
+
+@torch.no_grad()
+def test_a_sink_is_seen_from_everywhere(tiny):
+    """By the window branch alone, one layer deep: the token behind the sinks is not, nor is padding in front of them."""
+    model, ids = lm.linearize(tiny(num_hidden_layers=1), window=4, mix=0.0, sinks=2), tokens(1, 30)
+    before = model(ids).logits
+    for place, seen in ((0, True), (1, True), (2, False)):
+        changed = ids.clone()
+        changed[0, place] = (changed[0, place] + 1) % 97
+        moved = (model(changed).logits - before).abs().amax((0, 2)) > 0
+        assert moved[place : place + 4].all()
+        assert moved[place + 4 :].all() == moved[place + 4 :].any() == seen
+
+
+def test_sinks_and_pairs_are_in_the_folder_and_in_its_card(tiny, tmp_path):
+    tiny().save_pretrained(tmp_path / "teacher")
+    how = {"window": WINDOW, "sinks": 4, "mix": (0.1, 1)}
+    with pytest.warns(UserWarning, match="no tokenizer"):
+        model = convert_folder(tmp_path / "teacher", tmp_path / "liger", **how)
+    loaded = lm.load(tmp_path / "liger").eval()
+    assert (loaded.config.liger["sinks"], loaded.config.liger["mix"]) == (4, [0.1, 1])
+    assert [layer.self_attn.branches for layer in loaded.model.layers] == 3 * [(0.1, 1)]
+    ids = tokens(1, 20)
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+    card = (tmp_path / "liger" / "README.md").read_text()
+    assert "8 tokens, and always the first 4 of the text" in card
+    assert "0.1 recurrence + 1 window" in card
 
 
 def test_qwen3_gates_read_the_normalised_key(tiny):

@@ -166,9 +166,9 @@ TENSOR_PARALLEL = textwrap.dedent(
 
 @pytest.mark.slow
 def test_tensor_parallelism_gives_the_numbers_of_one_process(tiny, tmp_path):
-    """Key heads spread over two processes: every structure, and hybrids; some decays go by a head's number."""
+    """Key heads spread over two processes: every structure, hybrids and sinks; some decays go by a head's number."""
     per_head = [[1.0, 64.0], [2.0, 128.0], [4.0, 0.5]]
-    others = {"hybrid": {"softmax_every": 2}, "half-lives per head": {"temper": per_head}}
+    others = {"hybrid": {"softmax_every": 2}, "half-lives per head": {"temper": per_head}, "sinks": {"sinks": 3}}
     for name, settings in {**{name: {"structure": name} for name in lm.structures}, **others}.items():
         torch.manual_seed(0)
         lm.linearize(tiny(), window=4, **settings).save_pretrained(tmp_path / name)

@@ -45,6 +45,29 @@ def test_bins_partition_the_questions(teacher, held_out):
         assert recall.chance == pytest.approx(1 / rivals)
 
 
+def test_what_a_sink_told_is_not_outside(teacher):
+    """A question far behind its answer is between if the answer is among the sinks: they see it, and all see them."""
+    held_out = HeldOut(teacher[1], stories=8, documents=1, length=128)
+    plain = evaluate(teacher[0], held_out, window=4)  # reaches 12 tokens
+    sinks, asked = 24, [question for row in held_out.story_rows for question in row["questions"]]
+    through = [
+        (first, distance, candidates)
+        for first, _, distance, candidates in asked
+        if distance > 13 and first - distance < sinks
+    ]
+    assert len(through) > 2
+    report = evaluate(teacher[0], held_out, window=4, sinks=sinks)
+    counts = {name: report.recall[name].questions - plain.recall[name].questions for name in report.recall}
+    assert counts == {"inside": 0, "between": len(through), "outside": -len(through)}
+    assert sum(recall.questions for _, recall in report.recall_by_rivals) == report.recall["outside"].questions
+    assert report.recall_by_distance == plain.recall_by_distance
+    model, _ = load_teacher()
+    lm.linearize(model, window=4, sinks=sinks)
+    assert evaluate(model, held_out).recall["outside"].questions == report.recall["outside"].questions
+    with pytest.raises(ValueError, match="sinks = -1"):
+        evaluate(teacher[0], held_out, window=4, sinks=-1)
+
+
 @torch.no_grad()
 def test_the_window_alone_cannot_look_past_its_reach():
     """Change a token further back than the reach: with the window alone no logit moves; with the recurrence it does."""
@@ -59,6 +82,13 @@ def test_the_window_alone_cannot_look_past_its_reach():
     assert moved[5 + reach] > 0
     assert (moved[5 + reach + 1 :] == 0).all()
     assert (model(ids).logits - model(changed).logits)[0, 5 + reach + 1 :].abs().max() > 0
+    for layer in model.model.layers:
+        layer.self_attn.sinks = 5  # the token is the first behind them
+    with branches(model, (0.0, 1.0)):
+        assert torch.equal(model(ids).logits[0, 5 + reach + 1 :], model(changed).logits[0, 5 + reach + 1 :])
+        for layer in model.model.layers:
+            layer.self_attn.sinks = 6  # and the last of them
+        assert (model(ids).logits - model(changed).logits)[0, 5:].abs().amax(-1).min() > 0
 
 
 def test_branches_come_back_even_after_an_error():

@@ -223,6 +223,36 @@ def test_documents_with_hidden_keys():
     check("window", inputs("window", 45), window=16, cu_seqlens=ends, key_mask=key_mask)
 
 
+@pytest.mark.parametrize("sinks", [1, 4, 16, 200])
+@pytest.mark.parametrize(("Tq", "Tk"), [(1, 33), (17, 65), (130, 130)])
+def test_sinks(sinks, Tq, Tk):
+    """Where W is small and the sinks far behind; where they are more than the keys; and grouped heads."""
+    check("window", inputs("window", Tq, Tk=Tk, H=4, Hkv=2), window=16, sinks=sinks)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("sinks", [1, 7])
+def test_sinks_of_packed_documents_and_padded_rows(dtype, sinks):
+    """A document's own first real tokens, which may lie in several tiles; rows of padding alone have none."""
+    ends, key_mask = torch.tensor([0, 0, 3, 3, 40, 110], device=DEVICE), torch.rand(1, 110, device=DEVICE) < 0.6
+    check("window", inputs("window", 110, dtype=dtype), window=9, cu_seqlens=ends, key_mask=key_mask, sinks=sinks)
+    key_mask = (torch.arange(70, device=DEVICE) - torch.tensor([[45], [0], [70]], device=DEVICE)) >= 0
+    got = check("window", inputs("window", 70, dtype=dtype, B=3), window=9, key_mask=key_mask, sinks=sinks)
+    assert not any(x[2].any() for x in got.values())
+
+
+def test_sinks_far_behind_padding_cost_no_pass_over_it(monkeypatch):
+    """Tiles between the sinks and the window are left out: products of tiles with and without sinks."""
+    products, counts = [], []
+    watch(monkeypatch, "create_dot", lambda *args: (products.append(1), args)[1])
+    key_mask = torch.arange(256, device=DEVICE)[None] >= 100
+    for sinks in (0, 1):
+        products.clear()
+        KERNELS["window"].call(**inputs("window", 256), window=16, key_mask=key_mask, sinks=sinks)
+        counts.append(len(products))
+    assert counts[0] < counts[1] <= counts[0] + 2 * 256 / 16, counts
+
+
 def test_a_loss_on_v_alone_and_an_expanded_gradient():
     q, k, v = inputs("window", 20).values()
     call, definition, *_ = KERNELS["window"]

@@ -34,7 +34,7 @@ def wrappers(x):
     yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), state, state)
     for gate in ((B, T, H), (B, T, H, K)):
         yield delta.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), x(*gate, dtype=float32), state)
-    yield window.triton_window(q, k, v, 64)
+    yield window.triton_window(q, k, v, 64, sinks=4)
 
 
 class Driver:

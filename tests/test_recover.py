@@ -148,10 +148,10 @@ def test_gradient_checkpointing_gives_the_same_losses_from_fewer_kept_activation
     ids=["llama", "mistral, window", "qwen2, window in some layers", "qwen3"],
 )
 def test_the_teacher_is_still_inside(tiny, tmp_path, family, own):
-    """Adapters off and the window as wide as it was: the logits of the softmax model, whatever the adapters learned."""
+    """Adapters off, no sinks, and the window as wide as it was: the logits of the softmax model, whatever the adapters learned."""
     teacher, ids = tiny(family, **own), torch.randint(2, 97, (2, 30))
     expected = teacher(ids).logits
-    lm.linearize(teacher, window=4).save_pretrained(tmp_path)
+    lm.linearize(teacher, window=4, sinks=2).save_pretrained(tmp_path)
     model = get_peft_model(lm.load(tmp_path), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     before = model(ids).logits
     with as_teacher(model):

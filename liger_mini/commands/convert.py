@@ -81,7 +81,9 @@ def model_card(
 ) -> str:
     """What was done to a model, for those who find it in a folder."""
     liger, config = model.config.liger, model.config
-    temper = Settings.of(liger).explicit()["temper"]
+    settings = Settings.of(liger)
+    temper, (a, b) = settings.explicit()["temper"], settings.branches
+    always = f", and always the first {settings.sinks} of the text" if settings.sinks else ""
     kept = config.layer_types.count("full_attention")
     return f"""---
 library_name: transformers
@@ -96,8 +98,8 @@ Attention, a gated recurrence mixed with a sliding window of softmax attention. 
 |---|---|
 | structure | {liger["structure"]} |
 | half-life of a neutral gate | {half_lives(temper)} |
-| window | {liger["window"]} tokens |
-| mix | {liger["mix"]:g} recurrence + {1 - liger["mix"]:g} window |
+| window | {liger["window"]} tokens{always} |
+| mix | {a:g} recurrence + {b:g} window |
 | blocks kept as softmax attention | {kept} of {config.num_hidden_layers} |
 | parameters | {model.num_parameters():,} |
 | recovery | {recovery} |

@@ -25,6 +25,9 @@ def describe(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--window", type=int, default=SUPPRESS, help="W for sorting questions, for a model that has none"
     )
+    parser.add_argument(
+        "--sinks", type=int, default=SUPPRESS, help="the same for a window that goes with sinks (default: 0)"
+    )
     parser.add_argument("--text", default=None, help="a text file: its loss and perplexity as well")
     parser.add_argument("--needle", type=int, nargs="*", default=None, help="context lengths; none given: 1 K … 32 K")
     length = "tokens per row of the held-out stories and documents; more than the windows reach, to see the recurrence"

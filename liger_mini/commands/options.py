@@ -47,15 +47,18 @@ def fields(parser: argparse.ArgumentParser, kind: type, *names: str) -> None:
         words = re.findall(r"Literal\['(\w+)'\]", str(field.type))
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if number is not None:
-            how = {"type": _or(words, number), "metavar": "X"}
+            pair = f"tuple[{number.__name__}, {number.__name__}]" in str(field.type)
+            how = {"type": _or(words, number, pair), "metavar": "X,X" if pair else "X"}
         text = f"{told[field.name].rstrip('.')} (default: {field.default})".replace("%", "%%")
         parser.add_argument("--" + field.name.replace("_", "-"), default=SUPPRESS, help=text, **how)
 
 
-def _or(words: list[str], number: type) -> Any:
-    """What reads one of these words as it is, and everything else as a number."""
+def _or(words: list[str], number: type, pair: bool) -> Any:
+    """What reads one of these words as it is, and everything else as a number; or two with a comma as a pair."""
 
     def read(text: str) -> Any:
+        if pair and "," in text:
+            return tuple(number(part) for part in text.split(","))
         return text if text in words else number(text)
 
     read.__name__ = number.__name__  # argparse names it where a text is neither

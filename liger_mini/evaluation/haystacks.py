@@ -4,7 +4,8 @@
 
 The haystack says nothing about people, so the answer can come from the needle alone. What a window of W and L layers
 can pass on ends L (W - 1) tokens behind the question. Prompt and answer are one text, tokenized whole and begun as the
-tokenizer begins a text: a model must not fail because its answer is spelled in other tokens than its needle.
+tokenizer begins a text: a model must not fail because its answer is spelled in other tokens than its needle. A needle among
+a model's sinks is seen from everywhere and says nothing about its recurrence: hide it deeper than they reach.
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@ window and travel at most the *reach* L · (W - 1) tokens; only the recurrence c
 * inside:  the answer was told at most W tokens before; one window sees it.
 * between: further than W, within the reach.
 * outside: the token that predicts the answer lies more than the reach behind the token that told it.
+
+A sink passes information too: whatever token is among the first S of its row, every later one sees. So an answer that was
+told there is never outside, however far away: unless the window itself sees it, it is between. Behind the sinks the reach
+is as before, since a sink sees nothing that comes after it.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,7 @@ from liger_mini import corpora
 from liger_mini.attention import liger_layers
 
 DISTANCES = (8, 16, 32, 64, 96, 128, 192, 256)  # upper edges of the recall-by-distance bins, in tokens
+WHERE = ("inside", "between", "outside")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,22 @@ class Recall:
     @property
     def standard_error(self) -> float:
         return math.sqrt(self.recall * (1 - self.recall) / self.questions) if self.questions else math.nan
+
+
+class Answer(NamedTuple):
+    """How a question was answered: right in every token, where in its row [token], how far behind, among how many values."""
+
+    right: bool
+    start: int
+    distance: int
+    candidates: int
+
+    def told(self, window: int, reach: float, sinks: int) -> str:
+        """Where the answer was told, one of `WHERE`; the token that told it is the row's number start - distance."""
+        if self.distance <= window:
+            return "inside"
+        through_a_sink = self.start - self.distance < sinks
+        return "between" if self.distance <= reach + 1 or through_a_sink else "outside"
 
 
 @dataclass(frozen=True)
@@ -125,20 +146,32 @@ class HeldOut:
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = None, batch_size: int = 16) -> Report:
+def evaluate(
+    model: PreTrainedModel,
+    held_out: HeldOut,
+    *,
+    window: int | None = None,
+    sinks: int | None = None,
+    batch_size: int = 16,
+) -> Report:
     """Loss, perplexity and recall of a model on held-out tinyworld and pydocs.
 
     Args:
         window: W for sorting questions into inside, between and outside; a linearized model knows its own,
             a teacher must be told the one it is compared with.
+        sinks: how many of a row's first tokens are always seen, for the same; a linearized model knows, a teacher has none
+            unless told.
     Raises:
-        ValueError: no window given for a model that has none, or one that is not positive.
+        ValueError: no window given for a model that has none, one that is not positive, or negative sinks.
     """
     window = getattr(model.config, "sliding_window", None) if window is None else window
     if window is None:
         raise ValueError("this model has no window; pass window=…, the one it will be compared with")
     if window < 1:
         raise ValueError(f"window = {window}: allowed are whole numbers ≥ 1")
+    sinks = getattr(model.config, "liger", {}).get("sinks", 0) if sinks is None else sinks
+    if sinks < 0:
+        raise ValueError(f"sinks = {sinks}: allowed are whole numbers ≥ 0")
     hybrid = hasattr(model.config, "liger") and "full_attention" in model.config.layer_types
     reach = math.inf if hybrid else model.config.num_hidden_layers * (window - 1)
     was_training = model.training
@@ -146,19 +179,19 @@ def evaluate(model: PreTrainedModel, held_out: HeldOut, *, window: int | None = 
     document_loss, _, _ = _score(model, held_out.document_rows, batch_size)
     story_loss, _, answers = _score(model, held_out.story_rows, batch_size)
     model.train(was_training)
+    told = {name: [x for x in answers if x.told(window, reach, sinks) == name] for name in WHERE}
     return Report(
         loss=(document_loss + story_loss) / 2,
         loss_tinyworld=story_loss,
         loss_pydocs=document_loss,
-        recall={
-            "inside": _recall(answers, 0, window),
-            "between": _recall(answers, window, reach + 1),
-            "outside": _recall(answers, reach + 1, math.inf),
-        },
-        recall_by_distance=[(high, _recall(answers, low, high)) for low, high in zip((0, *DISTANCES), DISTANCES)],
+        recall={name: _recall(those) for name, those in told.items()},
+        recall_by_distance=[
+            (high, _recall([x for x in answers if low < x.distance <= high]))
+            for low, high in zip((0, *DISTANCES), DISTANCES)
+        ],
         recall_by_rivals=[
-            (n, _recall([answer for answer in answers if answer[2] == n], reach + 1, math.inf))
-            for n in sorted({candidates for *_, candidates in answers})
+            (n, _recall([x for x in told["outside"] if x.candidates == n]))
+            for n in sorted({x.candidates for x in answers})
         ],
         window=window,
         reach=reach,
@@ -206,8 +239,8 @@ def text_loss(
     return loss, count
 
 
-def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, int, list[tuple[bool, int, int]]]:
-    """Mean loss over all scored tokens, how many, and (right?, distance, candidates) of every question."""
+def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[float, int, list[Answer]]:
+    """Mean loss over all scored tokens, how many, and the answer to every question."""
     collate = corpora.Collator(max(model.config.pad_token_id or 0, 0))
     total, count, answers = 0.0, 0, []
     for start in range(0, len(rows), batch_size):
@@ -220,16 +253,15 @@ def _score(model: PreTrainedModel, rows: list[dict], batch_size: int) -> tuple[f
         right = (logits.argmax(-1) == labels).tolist()
         for row, hits in zip(chunk, right):
             for first, end, distance, candidates in row.get("questions", ()):
-                answers.append((all(hits[first - 1 : end - 1]), distance, candidates))
+                answers.append(Answer(all(hits[first - 1 : end - 1]), first, distance, candidates))
     return total / count, count, answers
 
 
-def _recall(answers: list[tuple[bool, int, int]], above: float, up_to: float) -> Recall:
-    chosen = [(right, 1 / candidates) for right, distance, candidates in answers if above < distance <= up_to]
-    n = len(chosen)
+def _recall(answers: list[Answer]) -> Recall:
+    n = len(answers)
     if n == 0:
         return Recall(math.nan, math.nan, 0)
-    return Recall(sum(right for right, _ in chosen) / n, sum(chance for _, chance in chosen) / n, n)
+    return Recall(sum(x.right for x in answers) / n, sum(1 / x.candidates for x in answers) / n, n)
 
 
 BRANCHES = {"both": None, "window only": (0.0, 1.0), "recurrence only": (1.0, 0.0), "neither": (0.0, 0.0)}

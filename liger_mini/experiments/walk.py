@@ -48,8 +48,7 @@ def walk(
         ``walk.json`` into `output_dir`, and the recovered model into ``model/``.
     """
     output_dir, result = Path(output_dir), {"about": about or {}, "parameters": teacher.num_parameters()}
-    window = settings.get("window", 64)
-    report = evaluate(teacher, held_out, window=window)
+    report = evaluate(teacher, held_out, window=settings.get("window", 64), sinks=settings.get("sinks", 0))
     warn_if_nothing_is_outside(report, held_out.length)
     result["teacher"] = report.to_dict()
     result["decode_teacher"] = decode(teacher, contexts, tokens=32)

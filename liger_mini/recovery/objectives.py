@@ -33,15 +33,15 @@ EVERYTHING = 2**31 - 1  # a window no text is longer than
 def as_teacher(model: PeftModel) -> Iterator[None]:
     """Inside the `with`, the model is its teacher: no adapters, softmax attention over all it saw, no gradient."""
     layers = liger_layers(model)
-    before = [(layer.branches, layer.window) for layer in layers]
+    before = [(layer.branches, layer.window, layer.sinks) for layer in layers]
     try:
         for layer in layers:
-            layer.branches, layer.window = (0.0, 1.0), layer.own_window or EVERYTHING
+            layer.branches, layer.window, layer.sinks = (0.0, 1.0), layer.own_window or EVERYTHING, 0
         with torch.no_grad(), model.disable_adapter():
             yield
     finally:
-        for layer, (branches, window) in zip(layers, before):
-            layer.branches, layer.window = branches, window
+        for layer, own in zip(layers, before):
+            layer.branches, layer.window, layer.sinks = own
 
 
 class NextTokenTrainer(Trainer):

@@ -1,4 +1,4 @@
-"""What a recurrence cannot take, said before it runs: what was given, and what is allowed."""
+"""What a recurrence or a window cannot take, said before it runs: what was given, and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 
 import torch
 from torch import Tensor
+
+WINDOW_BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 
 
 def check_inputs(q: Tensor, inputs: dict[str, Tensor], axes: dict[str, int] | None = None) -> None:
@@ -87,6 +89,38 @@ def check_state(name: str, state: Tensor, shape: tuple[int, ...], q: Tensor) -> 
         raise TypeError(f"{name} has dtype {state.dtype}; a state is carried in float32 (float64 in float64 runs)")
     if state.device != q.device:
         raise ValueError(f"{name} is on {state.device}, but q is on {q.device}; move them to one device")
+
+
+def check_window(
+    q: Tensor, k: Tensor, v: Tensor, window: int, sinks: int, key_mask: Tensor | None, backend: str
+) -> None:
+    """What `sliding_window_attention` says it takes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"window = {window}: allowed are whole numbers ≥ 1 (the current key counts)")
+    if not isinstance(sinks, int) or isinstance(sinks, bool) or sinks < 0:
+        raise ValueError(f"sinks = {sinks!r}: allowed are whole numbers ≥ 0 (0 is the paper's)")
+    if backend not in WINDOW_BACKENDS:
+        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, WINDOW_BACKENDS))}")
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        if x.ndim != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have four axes [B, T, heads, channels]")
+    if q.shape[1] == 0:
+        raise ValueError("empty sequence: T = 0, but attention needs at least one token")
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"shapes do not fit: {shapes}; needed are q [B, Tq, H, K], k [B, Tk, Hkv, K], v [B, Tk, Hkv, V]"
+        )
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"the {k.shape[2]} key/value heads do not divide the {q.shape[2]} query heads: {shapes}")
+    if q.shape[1] > k.shape[1]:
+        raise ValueError(f"more queries than keys: {shapes}; the queries are the last Tq of the Tk positions")
+    if key_mask is not None and key_mask.shape != k.shape[:2]:
+        raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}; with these keys it must be {tuple(k.shape[:2])}")
 
 
 def require_triton() -> None:

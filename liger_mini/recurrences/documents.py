@@ -1,4 +1,4 @@
-"""Documents packed into one row (chapter 03): where they end, and a recurrence over each of them."""
+"""Documents packed into one row (chapter 03): where they begin and end, and a recurrence over each of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -51,3 +52,24 @@ def check_documents(cu_seqlens: Tensor, B: int, T: int) -> None:
 def document_numbers(cu_seqlens: Tensor, T: int) -> Tensor:
     """Which document each token of a packed row belongs to, [1, T], made without reading a value."""
     return torch.bucketize(torch.arange(T, device=cu_seqlens.device), cu_seqlens, right=True).unsqueeze(0)
+
+
+def nth_real(
+    numbers: Sequence[int], key_mask: Tensor, documents: Tensor | None = None, at: Tensor | slice = slice(None)
+) -> Tensor:
+    """Where the first, second, … token of a document lies that is no padding; behind it, if it has not so many.
+
+    Args:
+        numbers: which of them, counted from 0, N in all. key_mask: [B, T], False for padding.
+        documents: [B, T] as `document_numbers` gives them; None if every row is one.
+        at: of the documents that have the tokens at these P positions of the row.
+    Returns:
+        positions, [B, P, N] int64. A real token of the document is one of its first S if it lies before number S.
+    """
+    upto = key_mask.cumsum(1)  # real tokens of the row, this one included
+    before = torch.zeros_like(upto)  # and those in front of its document
+    if documents is not None:
+        begins = documents[:, 1:] != documents[:, :-1]
+        before = F.pad(upto[:, :-1] * begins, (1, 0)).cummax(1).values
+    wanted = before[:, at, None] + torch.tensor(numbers, device=upto.device)
+    return torch.searchsorted(upto, wanted.flatten(1), right=True).view(wanted.shape)

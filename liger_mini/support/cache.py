@@ -1,4 +1,4 @@
-"""The cache of a linearized model at decode (chapter 06): states and the last W - 1 keys and values, in one layer."""
+"""The cache of a linearized model at decode (chapter 06): states and the last W - 1 keys and values, in one layer; and sinks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from transformers.cache_utils import (
 
 
 class LigerCacheLayer(CacheLayerMixin):
-    """What one Liger Attention keeps between two calls: its states, and the last W - 1 keys and values, newest last.
+    """What one Liger Attention keeps between two calls: its states, and keys and values: S sinks, and the last W - 1.
 
     transformers' own layer for `layer_types` "hybrid_sliding" comes close, but moves only keys and values when rows are
     chosen or repeated, returns a static buffer with room *behind* what was seen, and keeps everything where W = 1.
 
     Attributes:
-        keys, values: [B, H_kv, n, ·], n ≤ W - 1. A static layer has n = W - 1 from the start, with room in front, and is
-            written in place, so that a compiled step finds it where it was.
-        real: [B, n], False for padding and for room; None while all are tokens.
+        settings: structure, W, S of the layer it was filled by.
+        keys, values: [B, H_kv, S + n, ·], n ≤ W - 1: the S places of the sinks, then the last tokens, newest last. A static
+            layer has n = W - 1 from the start, with room in front, and is written in place, so that a compiled step finds it
+            where it was.
+        real: [B, S + n], False for padding, for room, and for places of sinks that are not filled yet; a sink that is also
+            one of the last tokens counts in its own place alone. None while all are tokens, without sinks.
         recurrent_states: the structure's states by number, float32, [B, ...].
         fresh: nothing was seen yet, or everything was forgotten again.
     """
@@ -48,12 +51,18 @@ class LigerCacheLayer(CacheLayerMixin):
         """W - 1: how many keys and values the next token needs."""
         return self.settings[1] - 1
 
+    @property
+    def sinks(self) -> int:
+        """S: how many of a text's first tokens stay."""
+        return self.settings[2]
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         B, heads, _, _ = key_states.shape
-        n = self.room if self.is_compileable else 0
+        n = self.sinks + (self.room if self.is_compileable else 0)
         self.keys, self.values = (x.new_zeros(B, heads, n, x.shape[-1]) for x in (key_states, value_states))
-        if self.is_compileable:
+        if self.is_compileable or self.sinks:
             self.real = torch.zeros(B, n, dtype=torch.bool, device=key_states.device)
+        if self.is_compileable:
             self.cumulative_length = self.cumulative_length.to(key_states.device)
         self.device, self.dtype, self.is_initialized = key_states.device, key_states.dtype, True
         self._stay(self.keys, self.values, self.real, self.cumulative_length)
@@ -61,7 +70,7 @@ class LigerCacheLayer(CacheLayerMixin):
     def update(
         self, k: Tensor, v: Tensor, real: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys, values and which of them are tokens, of what was kept and of T new ones; keeps the last W - 1.
+        """Keys, values and which of them are tokens, of what was kept and of T new ones; keeps sinks and the last W - 1.
 
         Args:
             k, v: [B, H_kv, T, ·]. real: [B, T], None if all are tokens.
@@ -70,10 +79,10 @@ class LigerCacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(k, v)
         keys, values = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-        self.fresh, before, kept = False, self.keys.shape[2], slice(max(0, keys.shape[2] - self.room), None)
-        self.keys, self.values = self._keep(self.keys, keys[:, :, kept]), self._keep(self.values, values[:, :, kept])
+        self.fresh, before, kept = False, self.keys.shape[2], max(self.sinks, keys.shape[2] - self.room)
         self.cumulative_length += k.shape[2]  # in place where it is a tensor
         if real is None and self.real is None and documents is None:
+            self._keep_all(keys[:, :, kept:], values[:, :, kept:], None)
             return keys, values, None
         ones = functools.partial(torch.ones, dtype=torch.bool, device=k.device)
         real = torch.cat(
@@ -82,8 +91,27 @@ class LigerCacheLayer(CacheLayerMixin):
         going_on = real
         if documents is not None:
             going_on = real & F.pad(documents == documents[:, -1:], (before, 0))
-        self.real = self._keep(self.real, going_on[:, kept])
+        last = keys[:, :, kept:], values[:, :, kept:], going_on[:, kept:]
+        self._keep_all(*self._with_sinks(keys, values, going_on, last) if self.sinks else last)
         return keys, values, real
+
+    def _with_sinks(self, keys: Tensor, values: Tensor, real: Tensor, last: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The first S tokens of keys, values and real, in front of the last ones, among which they no longer count."""
+        upto, n = real.cumsum(1), real.shape[1]
+        numbers = torch.arange(self.sinks, device=real.device).expand(len(real), -1).contiguous()
+        places = torch.searchsorted(upto, numbers, right=True)  # [B, S], n where there are not so many
+        index = places.clamp(max=n - 1)[:, None, :, None]
+        k, v, still = last
+        k, v = (
+            torch.cat([x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])), tail], dim=2)
+            for x, tail in ((keys, k), (values, v))
+        )
+        still = still & (upto[:, n - still.shape[1] :] > self.sinks)
+        return k, v, torch.cat([places < n, still], dim=1)
+
+    def _keep_all(self, keys: Tensor, values: Tensor, real: Tensor | None) -> None:
+        self.keys, self.values = self._keep(self.keys, keys), self._keep(self.values, values)
+        self.real = None if real is None else self._keep(self.real, real)
 
     def states(self) -> tuple[Tensor, ...] | None:
         return tuple(self.recurrent_states.values()) or None
@@ -208,6 +236,6 @@ def _misfit(layers: Any, settings: list[tuple | None]) -> str | None:
         elif not isinstance(kept, LigerCacheLayer):
             return f"layer {i} of the cache is a {type(kept).__name__} that was not made, or not filled, by this model"
         elif kept.settings != ours:
-            (theirs, window), (structure, own) = kept.settings, ours
-            return f"layer {i} of the cache was filled by {theirs} with window {window}; the model has {structure} and {own}"
+            there, here = ("{} with window {} and {} sinks".format(*settings) for settings in (kept.settings, ours))
+            return f"layer {i} of the cache was filled by {there}; the model has {here}"
     return None
