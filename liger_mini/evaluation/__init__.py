@@ -1,6 +1,15 @@
 """Honest evaluation (chapter 09): loss, recall by distance, branch ablation, needles, lm-evaluation-harness."""
 
 from liger_mini.evaluation.haystacks import needle
+from liger_mini.evaluation.language import (
+    Agreement,
+    Difference,
+    agreement,
+    loss_by_position,
+    paired,
+    remember,
+    row_losses,
+)
 from liger_mini.evaluation.lm_harness import harness
 from liger_mini.evaluation.look_back import look_back
 from liger_mini.evaluation.measure import (
@@ -14,14 +23,21 @@ from liger_mini.evaluation.measure import (
 )
 
 __all__ = [
+    "Agreement",
+    "Difference",
     "HeldOut",
     "Recall",
     "Report",
+    "agreement",
     "branch_ablation",
     "branches",
     "evaluate",
     "harness",
     "look_back",
+    "loss_by_position",
     "needle",
+    "paired",
+    "remember",
+    "row_losses",
     "text_loss",
 ]
