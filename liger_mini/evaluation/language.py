@@ -95,18 +95,23 @@ def row_losses(model: PreTrainedModel, rows: Rows, *, batch_size: int = 4) -> Fl
         rows: lists of token ids, at least two each; unequal lengths are padded on the right.
     """
     _check(rows)
-    collate, means = Collator(max(model.config.pad_token_id or 0, 0)), []
+    means = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             chunk = [{"input_ids": list(row), "labels": list(row)} for row in rows[start : start + batch_size]]
-            batch = {name: x.to(model.device) for name, x in collate(chunk).items()}
-            labels = batch.pop("labels")[:, 1:]
-            if (batch["attention_mask"] == 1).all():
-                del batch["attention_mask"]  # rows of equal length need none
-            states = model.get_decoder()(**batch, use_cache=False).last_hidden_state[:, :-1]
-            losses = _token_losses(model.get_output_embeddings(), states, labels)
-            means.append(losses.sum(1) / (labels != IGNORE).sum(1).cpu())
+            means.append(losses_of(model, chunk))
     return torch.cat(means)
+
+
+def losses_of(model: PreTrainedModel, rows: list[dict[str, list[int]]]) -> Float[Tensor, "N"]:
+    """Mean loss of each row's scored labels, [N] float64, in one batch of rows as `corpora` makes them."""
+    batch = {name: x.to(model.device) for name, x in Collator(max(model.config.pad_token_id or 0, 0))(rows).items()}
+    labels = batch.pop("labels")[:, 1:]
+    if batch["attention_mask"].all():
+        del batch["attention_mask"]  # rows of equal length need none
+    states = model.get_decoder()(**batch, use_cache=False).last_hidden_state[:, :-1]
+    losses = _token_losses(model.get_output_embeddings(), states, labels)
+    return losses.sum(1) / (labels != IGNORE).sum(1).cpu()
 
 
 def _token_losses(head: nn.Module, states: Tensor, labels: Tensor) -> Float[Tensor, "B T"]:
