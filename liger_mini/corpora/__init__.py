@@ -4,12 +4,12 @@ Every corpus becomes rows of ``input_ids`` and ``labels`` (-100 = not scored).
 """
 
 from liger_mini.corpora.batches import Collator, Interrupted, Rows, SeededRows, World
-from liger_mini.corpora.documentation import pydocs, pydocs_tokens
+from liger_mini.corpora.documentation import pydocs, pydocs_rows, pydocs_tokens, pysource, source_rows
 from liger_mini.corpora.files import read_text
 from liger_mini.corpora.plain import rows, texts
 from liger_mini.corpora.records import instructions
 from liger_mini.corpora.stories import PEOPLE, RELATIONS, Story, encode_story, story, tinyworld
-from liger_mini.corpora.tokens import IGNORE, begin, cut, document_row, documents, encode, overlap
+from liger_mini.corpora.tokens import IGNORE, begin, cut, document_row, documents, encode, overlap, spread
 
 __all__ = [
     "IGNORE",
@@ -30,9 +30,13 @@ __all__ = [
     "instructions",
     "overlap",
     "pydocs",
+    "pydocs_rows",
     "pydocs_tokens",
+    "pysource",
     "read_text",
     "rows",
+    "source_rows",
+    "spread",
     "story",
     "texts",
     "tinyworld",

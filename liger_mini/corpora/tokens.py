@@ -92,6 +92,22 @@ def cut(
     return {"input_ids": ids, "labels": labels_of(ids, front, tokenizer.eos_token_id)}, min(end, len(stream))
 
 
+def spread(
+    stream: list[int], length: int, tokenizer: PreTrainedTokenizerBase, rows: int | None = None
+) -> list[dict[str, list[int]]]:
+    """`rows` rows of `length` tokens (`cut`), spread evenly over a stream; None for as many as there are.
+
+    Raises:
+        ValueError: more rows than there are.
+    """
+    available = len(stream) // length
+    rows = available if rows is None else rows
+    if not 1 <= rows <= available:
+        raise ValueError(f"rows = {rows}: the text has {available} rows of {length} tokens")
+    stride = available // rows
+    return [cut(stream, start, length, tokenizer)[0] for start in range(0, rows * stride * length, stride * length)]
+
+
 def document_row(
     stream: list[int], rng: random.Random, length: int, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[int]]:

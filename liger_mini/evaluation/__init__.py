@@ -1,6 +1,17 @@
 """Honest evaluation (chapter 09): loss, recall by distance, branch ablation, needles, lm-evaluation-harness."""
 
+from liger_mini.evaluation.choices import Choices, choices, multiple_choice
 from liger_mini.evaluation.haystacks import needle
+from liger_mini.evaluation.language import (
+    Agreement,
+    Difference,
+    agreement,
+    loss_by_position,
+    paired,
+    remember,
+    row_losses,
+)
+from liger_mini.evaluation.language_tasks import TASKS, Answers, questions, recall_by_generation
 from liger_mini.evaluation.lm_harness import harness
 from liger_mini.evaluation.look_back import look_back
 from liger_mini.evaluation.measure import (
@@ -14,14 +25,28 @@ from liger_mini.evaluation.measure import (
 )
 
 __all__ = [
+    "TASKS",
+    "Agreement",
+    "Answers",
+    "Choices",
+    "Difference",
     "HeldOut",
     "Recall",
     "Report",
+    "agreement",
     "branch_ablation",
     "branches",
+    "choices",
     "evaluate",
     "harness",
     "look_back",
+    "loss_by_position",
+    "multiple_choice",
     "needle",
+    "paired",
+    "questions",
+    "recall_by_generation",
+    "remember",
+    "row_losses",
     "text_loss",
 ]

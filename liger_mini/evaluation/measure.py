@@ -132,12 +132,7 @@ class HeldOut:
 
     def __post_init__(self) -> None:
         tokens, T = corpora.pydocs_tokens("heldout", self.tokenizer), self.length
-        available = len(tokens) // T
-        if self.documents > available:
-            raise ValueError(f"documents = {self.documents}: held-out pydocs has {available} rows of {T} tokens")
-        stride = available // self.documents  # spread over all held-out documents
-        starts = range(0, self.documents * stride * T, stride * T)
-        self.document_rows = [corpora.cut(tokens, start, T, self.tokenizer)[0] for start in starts]
+        self.document_rows = corpora.spread(tokens, T, self.tokenizer, self.documents)
         sentences = max(40, T // 6)
         self.story_rows = [
             corpora.encode_story(corpora.story(self.seed, "heldout", i, sentences=sentences), self.tokenizer, T)
