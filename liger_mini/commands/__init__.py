@@ -20,6 +20,7 @@ from liger_mini.commands import (
     harness,
     needle,
     picture,
+    real,
     recover,
     smollm2,
     teacher,
@@ -44,6 +45,7 @@ COMMANDS = {
         capstone,
         picture,
         smollm2,
+        real,
     )
 }
 _Help = argparse.ArgumentDefaultsHelpFormatter

@@ -18,7 +18,7 @@ from liger_mini.convert import Settings
 from liger_mini.recovery import Recipe
 
 DATA = (
-    "tinyworld; interrupted (its stories, cut in two by documentation); a .json, .jsonl or .parquet file or a hub id (columns instruction and output, or messages); a .txt, .md or "
+    "tinyworld; pydocs (Python's documentation); interrupted (its stories, cut in two by documentation); a .json, .jsonl or .parquet file or a hub id (columns instruction and output, or messages); a .txt, .md or "
     ".rst file or a folder of them"
 )
 
@@ -127,6 +127,7 @@ def rows(
         return corpora.World(tokenizer, recipe.rows, length=length, stories=1 if stories is None else stories)
     if stories is not None:
         raise ValueError(f"--stories {stories} is for --data tinyworld, and the data is {data}")
-    if data == "interrupted":
-        return corpora.Interrupted(tokenizer, recipe.rows, length=length)
+    streams = {"pydocs": corpora.Documentation, "interrupted": corpora.Interrupted}
+    if data in streams:
+        return streams[data](tokenizer, recipe.rows, length=length)
     return corpora.rows(data, tokenizer, length=length)

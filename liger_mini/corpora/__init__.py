@@ -3,7 +3,7 @@
 Every corpus becomes rows of ``input_ids`` and ``labels`` (-100 = not scored).
 """
 
-from liger_mini.corpora.batches import Collator, Interrupted, Rows, SeededRows, World
+from liger_mini.corpora.batches import Collator, Documentation, Interrupted, Rows, SeededRows, World
 from liger_mini.corpora.documentation import pydocs, pydocs_rows, pydocs_tokens, pysource, source_rows
 from liger_mini.corpora.files import read_text
 from liger_mini.corpora.plain import rows, texts
@@ -16,6 +16,7 @@ __all__ = [
     "PEOPLE",
     "RELATIONS",
     "Collator",
+    "Documentation",
     "Interrupted",
     "Rows",
     "SeededRows",

@@ -93,6 +93,15 @@ class World(SeededRows):
         return self.story(i, sentences=max(40, 10 * self.length // 64))  # enough to fill the row
 
 
+class Documentation(SeededRows):
+    """Rows of pydocs alone, cut at random: ordinary text, for a model that knows no stories."""
+
+    name = "documentation"
+
+    def make(self, dice, i):
+        return document_row(self.docs, dice, self.length, self.tokenizer)
+
+
 class Interrupted(SeededRows):
     """Long rows: a story that documentation interrupts, so that questions are asked up to `length` tokens after what they ask for.
 

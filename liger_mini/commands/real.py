@@ -1,0 +1,24 @@
+"""what does a recurrence add to a window with a sink? SmolLM2 linearized in many ways, trained or not; resumes"""
+
+from argparse import ArgumentParser, Namespace
+
+from liger_mini.commands import options as shared
+from liger_mini.experiments import real
+from liger_mini.recovery import Recipe
+
+
+def describe(parser: ArgumentParser) -> None:
+    shared.output_dir(parser, "runs/real")
+    plans = "untrained: every way as it is; screen: 100 rows of training each; long: 1,000"
+    parser.add_argument("--plan", choices=real.PLANS, default="untrained", help=plans)
+    parser.add_argument("--ways", nargs="+", default=None, help="some of the plan's, by name; all by default")
+    parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
+    parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")
+    shared.fields(parser, Recipe, "steps", "seed", "bf16")
+
+
+def run(options: Namespace) -> None:
+    how = {"plan": options.plan, "ways": options.ways, "rows": options.rows}
+    result = real.run(options.output_dir, **how, **shared.given(options, Recipe))
+    for text in result["untouched"]:
+        print(f"\n{real.table(result, options.against, text)}")

@@ -1,0 +1,240 @@
+"""What does a recurrence add to a window with a sink? Asked of a real language model (chapter 12).
+
+A table has rows: ways to linearize the model, untrained, or recovered with the same tokens and the same LoRA. Among them are
+the opponents: a window and its sink alone, and the teacher itself with the same training, because LoRA also learns the
+documentation it is trained on. Every row reads the same held-out text, and rows are compared pair by pair.
+
+A finished row is a file of its own, so an interrupted table goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from liger_mini.convert import linearize
+from liger_mini.corpora import Documentation, pydocs_rows, source_rows
+from liger_mini.evaluation import agreement, branches, paired, remember, row_losses
+from liger_mini.evaluation.language import Remembered
+from liger_mini.evaluation.measure import BRANCHES
+from liger_mini.experiments.embedded import load_smollm2
+from liger_mini.experiments.variants import learned_features
+from liger_mini.recovery import Recipe, recover
+from liger_mini.structures import structures
+from liger_mini.support.paths import claim, write_atomically
+from liger_mini.support.provenance import provenance
+from liger_mini.support.tables import Table
+
+EVERYTHING = 8192  # a window over every row that is read here: the teacher's own attention
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to linearize, and whether LoRA is trained after it.
+
+    Attributes:
+        settings: arguments of `linearize`.
+        change: what is done after that. train_in_full: what is trained besides LoRA.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[PreTrainedModel], None] | None = None
+    train_in_full: tuple[str, ...] = ()
+
+
+def window(W: int, sinks: int = 1, *, structure: str = "gated_deltanet", mix: Any = (0.0, 1.0), **more: Any) -> Way:
+    """Softmax attention over the last W tokens and the first `sinks`; alone, unless `mix` gives the recurrence a part."""
+    return Way({"structure": structure, "window": W, "sinks": sinks, "mix": mix, **more})
+
+
+WAYS: dict[str, Way] = {
+    "teacher": window(EVERYTHING, 0),
+    "window 64": window(64, 0),
+    "window 64 + sink": window(64),
+    "window 64 + 4 sinks": window(64, 4),
+    "window 96 + sink": window(96),  # 32 keys and values more: the bytes of a state of 64 x 64
+    "window 16": window(16, 0),
+    "window 16 + sink": window(16),
+    "paper's way": window(64, 0, structure="gla", mix=0.5),
+    **{f"{name}, half": window(64, structure=name, mix=0.5) for name in structures},
+    **{f"{name}, a tenth": window(64, structure=name, mix=(0.1, 1.0)) for name in structures},
+    "gated_deltanet, a tenth, window 16": window(16, mix=(0.1, 1.0)),
+    "learned features": dataclasses.replace(
+        window(64, structure="gla", mix=0.5), change=learned_features, train_in_full=("q_features", "k_features")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ways of a table, and the recipe all of them get; without one they are measured as they are."""
+
+    ways: tuple[str, ...]
+    recipe: Recipe | None = None
+
+
+SHORT = Recipe(rank=32, alpha=64, learning_rate=1e-3, batch_size=1, steps=100)  # rows of 1,024 tokens
+OPPONENTS = ("teacher", "window 64 + sink", "window 96 + sink", "paper's way")
+PLANS = {
+    "untrained": Plan(tuple(name for name in WAYS if name != "learned features")),
+    "screen": Plan(
+        (
+            *OPPONENTS,
+            "gated_deltanet, half",
+            "gated_deltanet, a tenth",
+            "hedgehog_deltanet, a tenth",
+            "lightnet, a tenth",
+            "learned features",
+            "window 16 + sink",
+            "gated_deltanet, a tenth, window 16",
+        ),
+        SHORT,
+    ),
+    "long": Plan(("teacher", "window 64 + sink", "gated_deltanet, a tenth"), dataclasses.replace(SHORT, steps=1000)),
+}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What every row of a table reads, and what the teacher said to it."""
+
+    rows: dict[str, list[list[int]]]
+    told: dict[str, Remembered]
+
+    @classmethod
+    def of(cls, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, rows: int | None) -> Texts:
+        """Held-out documentation, and source code, which no recovery here is trained on; `rows` of each, None for all."""
+        made = {
+            "pydocs": pydocs_rows(tokenizer, length=length, rows=rows),
+            "pysource": source_rows(tokenizer, length=length, rows=48 if rows is None else rows),
+        }
+        return cls(made, {name: remember(teacher, some) for name, some in made.items()})
+
+
+def measure(model: PreTrainedModel, texts: Texts) -> dict[str, Any]:
+    """Loss, KL and agreement of each row of both texts, and the loss on pydocs of each branch alone."""
+    found: dict[str, Any] = {}
+    for name, rows in texts.rows.items():
+        said = agreement(model, texts.told[name], rows)
+        numbers = {"loss": said.per_row_loss, "kl": said.per_row_kl, "top1": said.per_row_top1}
+        found[name] = {what: [round(x, 5) for x in per_row.tolist()] for what, per_row in numbers.items()}
+    found["branches"] = {}
+    for branch, weights in BRANCHES.items():
+        if weights is not None:
+            with branches(model, weights):
+                losses = row_losses(model, texts.rows["pydocs"], batch_size=1)
+            found["branches"][branch] = [round(x, 5) for x in losses.tolist()]
+    return found
+
+
+def run_one(
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
+    name: str,
+    plan: Plan,
+    texts: Texts,
+    output_dir: Path,
+) -> dict[str, Any]:
+    """Linearize, recover if the plan says so, measure."""
+    way, (model, tokenizer) = WAYS[name], load()
+    linearize(model, **way.settings)
+    found: dict[str, Any] = {"settings": way.settings}
+    if way.change is not None:
+        torch.manual_seed(0)
+        way.change(model)
+    if plan.recipe is not None:
+        length = len(texts.rows["pydocs"][0])
+        rows = Documentation(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
+        done = recover(model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full)
+        found |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
+    return found | measure(model.eval(), texts)
+
+
+def run(
+    output_dir: str | Path = "runs/real",
+    *,
+    plan: str = "untrained",
+    ways: Iterable[str] | None = None,
+    rows: int | None = None,
+    length: int = 1024,
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] = load_smollm2,
+    **changes: Any,
+) -> dict[str, Any]:
+    """One of the tables; writes ``real.json`` into `output_dir` and returns it.
+
+    Args:
+        plan: "untrained", "screen" (100 rows of training for each) or "long" (1,000).
+        ways: some of the plan's; None takes all.
+        rows: of each text, for a first look; None reads all held-out documentation and 48 rows of source code.
+        length: tokens per row, in training and in measuring.
+        load: makes the model to linearize, anew each time, and its tokenizer.
+        changes: fields of the plan's recipe that are to be different, such as `steps` or `seed`.
+    Raises:
+        ValueError: a plan or a way that does not exist, or a change to a plan without a recipe.
+        FileExistsError: `output_dir` holds another table, or something else.
+    """
+    if plan not in PLANS:
+        raise ValueError(f"unknown plan {plan!r}: allowed are {', '.join(map(repr, PLANS))}")
+    chosen, asked = PLANS[plan], list(PLANS[plan].ways if ways is None else ways)
+    if unknown := set(asked) - set(WAYS):
+        raise ValueError(f"unknown ways {sorted(unknown)}: allowed are {', '.join(map(repr, WAYS))}")
+    if chosen.recipe is not None:
+        chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, **changes))
+    elif changes:
+        raise ValueError(f"the plan {plan!r} trains nothing, so {', '.join(changes)} cannot be changed")
+    output_dir = Path(output_dir)
+    recipe = chosen.recipe and dataclasses.asdict(chosen.recipe)
+    claim(output_dir / "table.json", {"plan": plan, "rows": rows, "length": length, "recipe": recipe})
+    texts = Texts.of(*load(), length, rows)
+    untouched = {name: row_losses(load()[0], some, batch_size=1).tolist() for name, some in texts.rows.items()}
+    result: dict[str, Any] = {"plan": plan, "length": length, "recipe": recipe, "untouched": untouched, "ways": {}}
+    for name in asked:
+        path = output_dir / f"{name.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}.json"
+        if not path.is_file():
+            found = run_one(load, name, chosen, texts, output_dir / path.stem)
+            write_atomically(path, json.dumps(found))
+        result["ways"][name] = json.loads(path.read_text("utf-8"))
+        print(f"{name}: {_loss(result['ways'][name], 'pydocs')}", flush=True)
+    result["provenance"] = provenance()
+    write_atomically(output_dir / "real.json", json.dumps(result))
+    return result
+
+
+def _loss(found: dict[str, Any], text: str) -> str:
+    losses = found[text]["loss"]
+    return f"{sum(losses) / len(losses):.3f}"
+
+
+def table(result: dict[str, Any], against: str, text: str = "pydocs") -> Table:
+    """Loss and KL of each way, the difference to `against` pair by pair, and what its recurrence is worth.
+
+    Args:
+        result: what `run` returns. against: the way that all are compared with; it has to be in the result.
+    """
+    base = result["ways"][against][text]
+
+    def difference(what: str, found: dict[str, Any]) -> str:
+        d = paired(found[text][what], base[what])
+        return f"{d.mean:+.3f} ± {d.standard_error:.3f}"
+
+    def average(numbers: Sequence[float]) -> str:
+        return f"{sum(numbers) / len(numbers):.3f}"
+
+    return Table.of(
+        result["ways"].items(),
+        {
+            "model": lambda item: item[0],
+            "loss": lambda item: average(item[1][text]["loss"]),
+            f"loss, minus {against}": lambda item: difference("loss", item[1]),
+            "KL from the teacher": lambda item: average(item[1][text]["kl"]),
+            f"KL, minus {against}": lambda item: difference("kl", item[1]),
+            "same first choice": lambda item: average(item[1][text]["top1"]),
+        },
+        f"{len(base['loss'])} rows of {result['length']} tokens of {text}; nats per token; differences are paired by row.",
+    )
