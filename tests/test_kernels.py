@@ -223,15 +223,14 @@ def test_documents_with_hidden_keys():
     check("window", inputs("window", 45), window=16, cu_seqlens=ends, key_mask=key_mask)
 
 
-@pytest.mark.parametrize("sinks", [1, 4, 16, 200])
-@pytest.mark.parametrize(("Tq", "Tk"), [(1, 33), (17, 65), (130, 130)])
+@pytest.mark.parametrize("sinks", [1, 20, 200])
+@pytest.mark.parametrize(("Tq", "Tk"), [(1, 33), (17, 65), (70, 70)])
 def test_sinks(sinks, Tq, Tk):
     """Where W is small and the sinks far behind; where they are more than the keys; and grouped heads."""
-    check("window", inputs("window", Tq, Tk=Tk, H=4, Hkv=2), window=16, sinks=sinks)
+    check("window", inputs("window", Tq, Tk=Tk, H=2), window=16, sinks=sinks)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("sinks", [1, 7])
+@pytest.mark.parametrize(("dtype", "sinks"), [(torch.float32, 1), (torch.float32, 7), (torch.bfloat16, 7)], ids=str)
 def test_sinks_of_packed_documents_and_padded_rows(dtype, sinks):
     """A document's own first real tokens, which may lie in several tiles; rows of padding alone have none."""
     ends, key_mask = torch.tensor([0, 0, 3, 3, 40, 110], device=DEVICE), torch.rand(1, 110, device=DEVICE) < 0.6
