@@ -377,9 +377,8 @@ def ring_step(q, k, v, keys, values, t):
     W = len(keys)
     keys, values = keys.clone(), values.clone()
     keys[t % W], values[t % W] = k, v
-    filled = min(t + 1, W)
-    weights = (keys[:filled] @ q / len(q) ** 0.5).softmax(0)
-    return weights @ values[:filled], keys, values
+    weights = (keys[: t + 1] @ q / len(q) ** 0.5).softmax(0)  # a slice ends with the last slot
+    return weights @ values[: t + 1], keys, values
 
 
 def ring_inputs(draw: Draw) -> Iterator[Case]:
@@ -474,11 +473,16 @@ that you were given as they are.""",
     hints=(
         "Write first, then read: the token sees itself.",
         "After token t, min(t + 1, W) slots are written, and they are the first ones.",
-        "`keys = keys.clone(); keys[t % W] = k`, the same for values, then `(keys[:n] @ q / K ** 0.5).softmax(0) @ values[:n]`.",
+        "`keys = keys.clone(); keys[t % W] = k`, the same for values, then `(keys[: t + 1] @ q / K ** 0.5).softmax(0) @ values[: t + 1]`: a "
+        "slice that is too long ends with the last slot.",
     ),
     reference=ring_step,
     inputs=ring_inputs,
     returns=("o", "keys", "values"),
+    survivors={
+        "weights = (keys[:t + 1] @ q / len(q) ** 0.5).softmax(0) → weights = (keys[:t + 1] @ q / len(q) ** 0.5).softmax(-1)": "the scores "
+        "have one axis, which is the first and the last",
+    },
     section="chapter 06, section 6",
     mistakes=(
         Mistake(
