@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import types
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -24,7 +25,14 @@ from liger_mini.teaching.exercises.task import Draw, nothing
 
 TASKS = tasks()
 SEEDS = 20
-every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+every_task = pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=pytest.mark.skipif(not all(map(find_spec, task.needs)), reason=f"needs {task.needs}"))
+        for task in TASKS.values()
+    ],
+    ids=TASKS,
+)
 FIXED = {
     "01.1": "step(q, k, v, state)",
     "02.1": "log_gate(k, temper)",
