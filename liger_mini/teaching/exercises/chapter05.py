@@ -353,6 +353,9 @@ def place_inputs(draw: Draw) -> Iterator[Case]:
     heads, blocks = draw.integer(3, 8), draw.integer(9, 12)
     numbers = (
         (11, 2, 2),
+        (1, 3, 2),
+        (2, 3, 2),
+        (17, 3, 4),
         (0, 4, 3),
         (5, 3, 1),
         (5, 1, 3),
@@ -431,8 +434,8 @@ def log_sum_exp(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))
-        larger = tl.maximum(m, tl.max(x, 0))
-        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger), 0)
+        larger = tl.maximum(m, tl.max(x))
+        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger))
         m = larger
     tl.store(out_ptr + row, m + tl.log(total))
 
@@ -458,7 +461,7 @@ def sum_without_maximum(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     total = 0.0
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
-        total += tl.sum(tl.exp(tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))), 0)
+        total += tl.sum(tl.exp(tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))))
     tl.store(out_ptr + row, tl.log(total))
 
 
@@ -469,8 +472,8 @@ def sum_not_rescaled(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))
-        m = tl.maximum(m, tl.max(x, 0))
-        total = total + tl.sum(tl.exp(x - m), 0)
+        m = tl.maximum(m, tl.max(x))
+        total = total + tl.sum(tl.exp(x - m))
     tl.store(out_ptr + row, m + tl.log(total))
 
 
@@ -481,8 +484,8 @@ def sum_of_padding(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * N + s, mask=s < N, other=0.0)
-        larger = tl.maximum(m, tl.max(x, 0))
-        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger), 0)
+        larger = tl.maximum(m, tl.max(x))
+        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger))
         m = larger
     tl.store(out_ptr + row, m + tl.log(total))
 
@@ -494,8 +497,8 @@ def sum_of_the_first_row(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + s, mask=s < N, other=-float("inf"))
-        larger = tl.maximum(m, tl.max(x, 0))
-        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger), 0)
+        larger = tl.maximum(m, tl.max(x))
+        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger))
         m = larger
     tl.store(out_ptr + row, m + tl.log(total))
 
@@ -507,8 +510,8 @@ def sum_of_the_last_block(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))
-        m = tl.max(x, 0)
-        total = tl.sum(tl.exp(x - m), 0)
+        m = tl.max(x)
+        total = tl.sum(tl.exp(x - m))
     tl.store(out_ptr + row, m + tl.log(total))
 
 
@@ -519,8 +522,8 @@ def sum_without_the_maximum_at_the_end(x_ptr, out_ptr, N, BLOCK: tl.constexpr):
     for start in range(0, N, BLOCK):
         s = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * N + s, mask=s < N, other=-float("inf"))
-        larger = tl.maximum(m, tl.max(x, 0))
-        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger), 0)
+        larger = tl.maximum(m, tl.max(x))
+        total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger))
         m = larger
     tl.store(out_ptr + row, tl.log(total))
 
@@ -539,12 +542,17 @@ Write a kernel that computes each row's $\\log \\sum_s e^{x_s}$ in this way: `lo
 to `out_ptr + r`. Load BLOCK scores at a time. Scores may be as large as 1000, and N need not be a multiple of BLOCK.""",
     hints=(
         "Start with m = -inf and a sum of 0, and loop over `range(0, N, BLOCK)`.",
-        "Scores that do not exist must not count: load them as -inf, `other=-float('inf')`. The new maximum is `tl.maximum(m, tl.max(x, 0))`.",
-        "`total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger), 0)`, then `m = larger`. In the end store `m + tl.log(total)`.",
+        "Scores that do not exist must not count: load them as -inf, `other=-float('inf')`. The new maximum is `tl.maximum(m, tl.max(x))`.",
+        "`total = total * tl.exp(m - larger) + tl.sum(tl.exp(x - larger))`, then `m = larger`. In the end store `m + tl.log(total)`.",
     ),
     reference=log_sum_exp,
     inputs=sum_inputs,
     run=run_sum,
+    survivors={
+        "total = 0.0 → total = 1.0": "the first block multiplies it by exp(-inf - m), which is 0",
+        "total = 0.0 → total = -1.0": "the same",
+        "larger = tl.maximum(m, tl.max(x)) → larger = tl.maximum(tl.max(x), m)": "the larger of two, in either order",
+    },
     returns=("what stands at out_ptr", *OUTSIDE),
     needs=("triton",),
     seconds=20.0,
@@ -622,6 +630,9 @@ halving the FLOPs must not change it.""",
     ),
     reference=least_seconds,
     inputs=roofline_inputs,
+    survivors={
+        "return max(flops / peak, moved / bandwidth) → return max(moved / bandwidth, flops / peak)": "max does not care for the order",
+    },
     section="chapter 05, section 8",
     mistakes=(
         Mistake(
