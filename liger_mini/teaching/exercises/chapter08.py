@@ -25,6 +25,7 @@ def lora_inputs(draw: Draw) -> Iterator[Case]:
         "r = out": (4, 6, 4, 2),
         "r = in = out": (5, 5, 5, 0.5),
         "rank 1": (1, 5, 3, 4),
+        "a rank above both widths": (7, 4, 5, 12),
     }.items():
         yield Case(name, A=draw.normal(r, d_in), B=draw.normal(d_out, r), alpha=alpha)
 

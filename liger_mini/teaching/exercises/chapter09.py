@@ -343,7 +343,7 @@ def paired_inputs(draw: Draw) -> Iterator[Case]:
         first[:3], second[:3] = torch.tensor([True, False, True]), torch.tensor([False, True, False])
         yield Case(name, first=first, second=second)
     same = torch.arange(20) % 3 > 0
-    yield Case("the same model twice", first=same, second=same.clone())
+    yield Case("one answer differs", first=same, second=same | (torch.arange(20) == 6))
     yield Case("the second is better", first=torch.arange(30) < 9, second=torch.arange(30) < 16)
 
 
