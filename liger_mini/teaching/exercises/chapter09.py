@@ -484,7 +484,8 @@ def kept_inputs(draw: Draw) -> Iterator[Case]:
             "zeros": (20.0, 17.0, 0.0),
         },
     }.items():
-        yield Case(name, **{who: {task: s[i] for task, s in scores.items()} for i, who in enumerate(("teacher", "student", "chance"))})  # fmt: skip
+        by_model = ({task: of[i] for task, of in scores.items()} for i in range(3))
+        yield Case(name, **dict(zip(("teacher", "student", "chance"), by_model)))
     teacher = {task: chance[task] + float(draw.uniform(low=5, high=40)) for task in tasks}
     shares = {task: float(draw.uniform(low=0.8, high=1)) for task in tasks} | {"winogrande": 0.3}
     student = {task: chance[task] + shares[task] * (teacher[task] - chance[task]) for task in tasks}
