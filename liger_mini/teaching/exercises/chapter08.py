@@ -25,6 +25,7 @@ def lora_inputs(draw: Draw) -> Iterator[Case]:
         "r = out": (4, 6, 4, 2),
         "r = in = out": (5, 5, 5, 0.5),
         "rank 1": (1, 5, 3, 4),
+        "a rank above both widths": (7, 4, 5, 12),
     }.items():
         yield Case(name, A=draw.normal(r, d_in), B=draw.normal(d_out, r), alpha=alpha)
 
@@ -110,10 +111,9 @@ def parameters_inputs(draw: Draw) -> Iterator[Case]:
         ("no shared heads", 6, 256, 8, 8, 32, 4),
         ("", draw.integer(2, 30), 96, 6, 2, draw.integer(17, 40), draw.integer(3, 64)),
     ]
-    for name, layers, hidden, heads, kv_heads, head_dim, rank in sizes:
-        yield Case(
-            name, layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rank=rank
-        )  # fmt: skip
+    names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "rank")
+    for name, *values in sizes:
+        yield Case(name, **dict(zip(names, values)))
 
 
 TRAINED_PARAMETERS = Task(

@@ -343,7 +343,7 @@ def paired_inputs(draw: Draw) -> Iterator[Case]:
         first[:3], second[:3] = torch.tensor([True, False, True]), torch.tensor([False, True, False])
         yield Case(name, first=first, second=second)
     same = torch.arange(20) % 3 > 0
-    yield Case("the same model twice", first=same, second=same.clone())
+    yield Case("one answer differs", first=same, second=same | (torch.arange(20) == 6))
     yield Case("the second is better", first=torch.arange(30) < 9, second=torch.arange(30) < 16)
 
 
@@ -484,7 +484,8 @@ def kept_inputs(draw: Draw) -> Iterator[Case]:
             "zeros": (20.0, 17.0, 0.0),
         },
     }.items():
-        yield Case(name, **{who: {task: s[i] for task, s in scores.items()} for i, who in enumerate(("teacher", "student", "chance"))})  # fmt: skip
+        by_model = ({task: of[i] for task, of in scores.items()} for i in range(3))
+        yield Case(name, **dict(zip(("teacher", "student", "chance"), by_model)))
     teacher = {task: chance[task] + float(draw.uniform(low=5, high=40)) for task in tasks}
     shares = {task: float(draw.uniform(low=0.8, high=1)) for task in tasks} | {"winogrande": 0.3}
     student = {task: chance[task] + shares[task] * (teacher[task] - chance[task]) for task in tasks}
