@@ -10,6 +10,7 @@ import sys
 
 from liger_mini.commands import (
     ablation,
+    assignments,
     benchmark,
     convert,
     demo,
@@ -39,6 +40,7 @@ COMMANDS = {
         equivalence,
         benchmark,
         graders,
+        assignments,
         picture,
     )
 }
