@@ -27,7 +27,7 @@ from liger_mini.teaching.figures.course import CHAPTERS
 
 SEED = 1  # of the hidden tests; check_exercise takes 0
 STUB = "raise NotImplementedError  # your code here"
-SECONDS = 20  # a cell may take beyond its task's own limit: importing torch on a slow machine
+SECONDS = 10  # what a cell may take beyond the limit of the slowest task
 CONFIG = '''\
 """nbgrader's settings for this course; written by `python -m liger_mini assignments`."""
 
