@@ -51,11 +51,17 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 	rm -rf $(SITE)/_build
 	mkdir -p $(SITE)/book/_static
 	cp -r $(filter-out %.ipynb,$(wildcard book/*)) $(SITE)/book
+	mkdir -p $(SITE)/notebooks/exercises
+	cp notebooks/exercises/*.ipynb $(SITE)/notebooks/exercises  # the students': without solutions, not run
 	cp $$($(BIN)/python -c "import plotly; print(plotly.__path__[0])")/package_data/plotly.min.js $(SITE)/book/_static
 	$(BIN)/jupyter-book build $(SITE) --config book/_config.yml --toc book/_toc.yml --all --warningiserror --keep-going
 
+.PHONY: assignments
+assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
+	$(BIN)/python -m liger_mini assignments
+
 record: $(DEV)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
-	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 notebooks
+	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 $(filter notebooks/%,$(NOTEBOOKS))
 
 gpu: $(DEV)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
 	$(BIN)/python -m liger_mini equivalence --output data/results/equivalence-gpu.json

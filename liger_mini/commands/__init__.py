@@ -10,6 +10,7 @@ import sys
 
 from liger_mini.commands import (
     ablation,
+    assignments,
     benchmark,
     capstone,
     convert,
@@ -43,6 +44,7 @@ COMMANDS = {
         benchmark,
         graders,
         capstone,
+        assignments,
         picture,
         smollm2,
         real,
