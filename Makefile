@@ -58,7 +58,7 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 
 .PHONY: assignments
 assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
-	$(BIN)/python -m liger_mini assignments
+	TRITON_INTERPRET=1 $(BIN)/python -m liger_mini assignments  # chapter 05 draws what a kernel makes
 
 record: $(DEV)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
 	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 $(filter notebooks/%,$(NOTEBOOKS))

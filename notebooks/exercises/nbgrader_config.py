@@ -3,5 +3,5 @@
 c = get_config()
 c.CourseDirectory.course_id = "liger_mini"
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError  # your code here"}
-c.ExecutePreprocessor.timeout = 15  # seconds a cell may take
+c.ExecutePreprocessor.timeout = 30  # seconds a cell may take
 c.ExecutePreprocessor.interrupt_on_timeout = True
