@@ -58,8 +58,7 @@ class Fence:
             self.written |= bool((mask.data & ~inside).any())
             return store(that, ptrs, value, dataclasses.replace(mask, data=mask.data & inside), *rest)
 
-        patches = {"create_masked_load": fenced_load, "create_masked_store": fenced_store}
-        with mock.patch.multiple(builder, **patches):
+        with mock.patch.multiple(builder, create_masked_load=fenced_load, create_masked_store=fenced_store):
             yield
 
 
@@ -67,7 +66,10 @@ def jitted(answer: Callable) -> Any:
     """The answer as a Triton function, whether it was decorated or not."""
     import triton
 
-    return triton.jit(getattr(answer, "fn", answer))
+    function = getattr(answer, "fn", answer)
+    if getattr(function, "__name__", "") == "<lambda>":
+        raise TypeError("a Triton function is written with `def`; a lambda was given, whose source Triton cannot read")
+    return triton.jit(function)
 
 
 def launched(kernel: Callable, programs: int, output: int, *args: Any) -> tuple[Tensor, bool, bool]:
@@ -83,9 +85,10 @@ def launched(kernel: Callable, programs: int, output: int, *args: Any) -> tuple[
         with fence.around() if tiles.INTERPRETED else contextlib.nullcontext():
             jitted(kernel)[(programs,)](*args)
     except Exception as error:
-        while error.__cause__ is not None:  # the interpreter wraps what the kernel raises
-            error = error.__cause__
-        raise error from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the interpreter wraps what the kernel raises
+            cause = cause.__cause__
+        raise cause from None
     return args[output].cpu(), not fence.read, not fence.written
 
 

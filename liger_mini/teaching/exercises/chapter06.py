@@ -650,7 +650,7 @@ an int. (A window longer than T shows itself as T.)""",
 )
 
 
-def positions(mask):
+def token_positions(mask):
     """mask [B, T]: 1 for a token, 0 for padding (int64) -> [B, T] (int64)"""
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -672,14 +672,14 @@ POSITIONS = Task(
     difficulty="easy",
     statement="""\
 In a batch, shorter texts are padded on the left. Rotary embedding counts positions from the first *real* token, so that a text gets the
-same angles alone and in a batch. Write `positions(mask)`: `mask` is [B, T], whole numbers (`torch.int64`), 1 for a token and 0 for
+same angles alone and in a batch. Write `token_positions(mask)`: `mask` is [B, T], whole numbers (`torch.int64`), 1 for a token and 0 for
 padding; the result is [B, T], `torch.int64` as well: 0, 1, 2, … for the tokens of a row. Padding gets position 0.""",
     hints=(
         "How many tokens of a row have come so far? A running sum of the mask.",
         "The first token has had 1 so far and wants 0. And the padding before it?",
         "`(mask.cumsum(-1) - 1).clamp(min=0)`.",
     ),
-    reference=positions,
+    reference=token_positions,
     inputs=positions_inputs,
     section="chapter 06, section 7",
     mistakes=(
