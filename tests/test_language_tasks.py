@@ -58,7 +58,7 @@ def writes(tokenizer, say):
     return Fake(tokenizer, lambda ids: tokenizer(say(tokenizer.decode(ids)), add_special_tokens=False)["input_ids"])
 
 
-@pytest.fixture(scope="module", params=["embedded", "byte level", "llama 2"])
+@pytest.fixture(scope="module", params=["embedded", "byte level", "metaspace always"])
 def tokenizer(request, teacher):
     return teacher[1] if request.param == "embedded" else foreign(request.param)
 

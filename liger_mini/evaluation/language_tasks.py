@@ -240,6 +240,7 @@ def begins(text: str, answer: str) -> bool:
     return text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
 
 
+@torch.no_grad()
 def written(model: PreTrainedModel, prompts: list[list[int]], tokens: int) -> Iterator[tuple[list[int], Tensor]]:
     """What the model writes after each prompt, greedily, and the logits [vocabulary] of its first token.
 
