@@ -158,8 +158,8 @@ def multiple_choice(
             text = tokenizer.decode(ids, skip_special_tokens=True)
             chosen.append(next((i for i, letter in enumerate(LETTERS) if begins(text, letter)), -1))
             likeliest.append(logits[of_letters].argmax().item())
-        by_text = [float(_likeliest_text(model, tokenizer, choice) == 0) for choice in asked]
-    shape = (len(asked), 4)
+        losses = [_losses_of_options(model, tokenizer, choice) for choice in asked]
+    by_text, shape = [float(right < min(wrong)) for right, *wrong in losses], (len(asked), 4)
     return Choices(
         torch.tensor(chosen).view(shape),
         torch.tensor(likeliest).view(shape),
@@ -177,12 +177,12 @@ def _ending(text: str, ends: Sequence[str], tokenizer: PreTrainedTokenizerBase) 
     return ids[:at], firsts
 
 
-def _likeliest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: Choice) -> int:
-    """Number of the option with the highest mean log-likelihood per token after the bare question."""
+def _losses_of_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choice: Choice) -> list[float]:
+    """Loss of each option in nats per token, after the bare question."""
     start, rows = f"Question: {choice.question}\nAnswer:", []
     for option in choice.options:
         ids, offsets = encode(f"{start} {option}", tokenizer)
         answer = overlap(offsets, len(start) + 1, len(start) + 1 + len(option))
         scored = [token if i in answer else IGNORE for i, token in enumerate(ids)]
         rows.append({"input_ids": ids[: answer.stop], "labels": scored[: answer.stop]})
-    return int(losses_of(model, rows).argmin())
+    return losses_of(model, rows).tolist()

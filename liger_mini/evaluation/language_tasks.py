@@ -131,11 +131,12 @@ def questions(
         ValueError: a distance shorter than the question itself; or an answer told among the first `SINKS` tokens.
     """
     made: list[Question] = []
-    for text in itertools.count():
-        if len(made) >= count:
-            return made
+    text = 0
+    while len(made) < count:
         dice = random.Random(f"{task.__name__}/{seed}/{text}")
         made += _about_one_text(task(dice), tokenizer, distance, before, dice, text)
+        text += 1
+    return made
 
 
 def _about_one_text(
@@ -239,6 +240,7 @@ def begins(text: str, answer: str) -> bool:
     return text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
 
 
+@torch.no_grad()
 def written(model: PreTrainedModel, prompts: list[list[int]], tokens: int) -> Iterator[tuple[list[int], Tensor]]:
     """What the model writes after each prompt, greedily, and the logits [vocabulary] of its first token.
 
