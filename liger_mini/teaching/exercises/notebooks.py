@@ -27,15 +27,25 @@ from liger_mini.teaching.figures.course import CHAPTERS
 
 SEED = 1  # of the hidden tests; check_exercise takes 0
 STUB = "raise NotImplementedError  # your code here"
-SECONDS = 10  # what a cell may take beyond the limit of the slowest task
+SECONDS = 20  # a cell of a student's may take, and a check beyond the limit of the slowest task
+IMPORTS = 120  # seconds for torch on a busy machine
 CONFIG = '''\
 """nbgrader's settings for this course; written by `python -m liger_mini assignments`."""
 
 c = get_config()
 c.CourseDirectory.course_id = "liger_mini"
 c.ClearSolutions.code_stub = {{"python": "{stub}"}}
-c.ExecutePreprocessor.timeout = {timeout}  # seconds a cell may take
 c.ExecutePreprocessor.interrupt_on_timeout = True
+c.ExecutePreprocessor.raise_on_iopub_timeout = False  # a cell that cannot be interrupted costs its own points alone
+
+
+def seconds(cell):
+    """A cell's time limit: the first cell imports torch, an answer defines a function, a check waits for it."""
+    name = cell.metadata.get("nbgrader", {{}}).get("grade_id", "")
+    return {imports} if name.endswith("setup") else {answer} if name.endswith("answer") else {check}
+
+
+c.ExecutePreprocessor.timeout_func = seconds
 '''
 HOW = """\
 Write the body of each function, run its cell, then run the check below it. The check calls your function with random numbers in \
@@ -72,8 +82,9 @@ def write(folder: Path, seed: int = SEED) -> list[Path]:
     Raises:
         ImportError: nbgrader is not installed.
     """
-    slowest = max(task.seconds for task in tasks().values())
-    written = {folder / "nbgrader_config.py": CONFIG.format(stub=STUB, timeout=round(slowest + SECONDS))}
+    check = round(max(task.seconds for task in tasks().values())) + SECONDS
+    config = CONFIG.format(stub=STUB, imports=IMPORTS, answer=SECONDS, check=check)
+    written = {folder / "nbgrader_config.py": config}
     for chapter in chapters():
         name = f"{chapter}-exercises"
         notebook = source(chapter, seed)
