@@ -10,7 +10,7 @@ c.ExecutePreprocessor.raise_on_iopub_timeout = False  # a cell that cannot be in
 def seconds(cell):
     """A cell's time limit: the first cell imports torch, an answer defines a function, a check waits for it."""
     name = cell.metadata.get("nbgrader", {}).get("grade_id", "")
-    return 120 if name.endswith("setup") else 20 if name.endswith("answer") else 25
+    return 120 if name.endswith("setup") else 20 if name.endswith("answer") else 40
 
 
 c.ExecutePreprocessor.timeout_func = seconds

@@ -65,6 +65,10 @@ seed = {seed}
 ### END HIDDEN TESTS
 check_exercise("{number}", {name}, seed=seed).points"""
 
+INTERPRETER = """\
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the imports below; too late after them"""
+
 
 def chapters() -> dict[str, list[Task]]:
     """The tasks of each chapter that has some, "03" -> …"""
@@ -166,10 +170,13 @@ def _introduction(chapter: str, link: str) -> dict[str, Any]:
 
 
 def _setup(members: list[Task]) -> dict[str, Any]:
-    """The imports that the solutions need."""
+    """The imports that the solutions need, and Triton's interpreter where tasks are kernels and there is no GPU."""
     wanted = {"import torch", *(line for task in members for line in _imports(task))}
+    kernels = any("triton" in task.needs for task in members)
+    wanted |= {"import os"} if kernels else set()
     plain = wanted & {f"import {name}" for name in sys.stdlib_module_names}
-    groups = sorted(plain), sorted(wanted - plain), ["from liger_mini.teaching import check_exercise"]
+    interpreter = INTERPRETER.splitlines() if kernels else []
+    groups = sorted(plain), sorted(wanted - plain), interpreter, ["from liger_mini.teaching import check_exercise"]
     text = "\n\n".join("\n".join(group) for group in groups if group)
     return _code(f"{members[0].number[:2]}-setup", text, locked=True)
 
