@@ -24,7 +24,8 @@ def test_notebook_is_committed_clean(path):
         if cell.cell_type == "code":
             assert not cell.outputs
             assert cell.execution_count is None
-            assert len(cell.source.splitlines()) <= 15, cell.source
+            if "source" not in path.parts:  # of the exercises: a teacher's, with whole solutions
+                assert len(cell.source.splitlines()) <= 15, cell.source
             assert not re.search(r"^\s*[!%].*install", cell.source, re.M)
 
 
