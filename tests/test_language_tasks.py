@@ -65,7 +65,7 @@ def tokenizer(request, teacher):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_an_answer_lies_as_far_back_as_is_said(tokenizer, name):
-    """Counted in the prompt's own tokens: the told answer, that many tokens before the end, is written as the answer is."""
+    """Counted in the prompt's own tokens: the told answer, that many tokens before the end, begins there."""
     for distance in (100, 150):
         asked = questions(TASKS[name], tokenizer, distance, count=6, seed=1)
         assert len(asked) >= 6
@@ -76,17 +76,18 @@ def test_an_answer_lies_as_far_back_as_is_said(tokenizer, name):
             )  # a word of documentation more; in these tokenizers up to 30 tokens
         for question in asked:
             told = len(question.prompt) - question.distance
-            assert question.prompt[told : told + len(question.answer)] == question.answer
             assert told >= SINKS
-            assert tokenizer.decode(question.answer).strip() == question.says
+            assert tokenizer.decode(question.prompt[told:]).strip().startswith(question.says)
+            assert question.says not in tokenizer.decode(question.prompt[told + 1 :])
+            assert tokenizer.decode(question.answer).strip().startswith(question.says)
             assert tokenizer.decode(question.prompt).count(question.says) == 1
 
 
 def test_questions_come_from_their_seed_alone(teacher):
-    first, again, other = (questions(TASKS["phone_book"], teacher[1], 100, count=8, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (questions(TASKS["phone_book"], teacher[1], 100, count=9, seed=seed) for seed in (0, 0, 1))
     assert first == again
     assert [question.says for question in first] != [question.says for question in other]
-    assert questions(TASKS["phone_book"], teacher[1], 100, count=4) == first[:4]
+    assert questions(TASKS["phone_book"], teacher[1], 100, count=3) == first[:3]
 
 
 def test_a_place_is_told_by_window_and_layers(teacher):
@@ -147,7 +148,7 @@ def test_what_is_written_is_what_the_whole_prompt_gives(teacher, structure):
     model, tokenizer = load_teacher()
     if structure:
         lm.linearize(model, structure=structure, window=16)
-    asked = questions(TASKS["phone_book"], tokenizer, 60, count=4)
+    asked = questions(TASKS["phone_book"], tokenizer, 90, count=3)
     assert len({question.text for question in asked}) == 1
     for question, (ids, logits) in zip(asked, written(model, [question.prompt for question in asked], 5)):
         with torch.no_grad():

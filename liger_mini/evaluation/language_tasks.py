@@ -20,7 +20,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,11 +41,13 @@ class Telling:
     facts: paragraphs in the order of the text; one that is asked about ends with the answer and a full stop.
     asked: (number of the fact that tells the answer, question up to where the answer goes, answer).
     chance: share of right answers from guessing among all values of the text.
+    examples: questions about other facts with their answers, which show how to answer; they come right before the question.
     """
 
     facts: list[str]
     asked: list[tuple[int, str, str]]
     chance: float
+    examples: list[str] = field(default_factory=list)
 
 
 Task = Callable[[random.Random], Telling]
@@ -58,15 +60,17 @@ CITIES = "Paris London Berlin Madrid Rome Vienna Athens Dublin Boston Chicago To
 
 
 def phone_book(dice: random.Random) -> Telling:
-    """Four numbers of four people, after two others' with the questions about them as examples.
+    """Three numbers among four people's; the question about the fourth is answered first, as an example.
 
-    The name stands right before the number's "at": "Anna's number is 4821" was too hard for a model of 135 M parameters.
+    What SmolLM2-135M can do decided how many there are, and the wording: where the name stands further from the number
+    ("Anna's number is 4821"), or the example before the facts, it answered about half of the questions.
     """
-    people, numbers = dice.sample(PEOPLE, 6), dice.sample(range(1000, 10_000), 6)
+    people, numbers = dice.sample(PEOPLE, 4), dice.sample(range(1000, 10_000), 4)
     facts = [f"Call {person} at {number}." for person, number in zip(people, numbers)]
     asked = [f"Question: How do I reach {person}?\nAnswer: Call {person} at" for person in people]
-    facts[2:2] = [f"{asked[i]} {numbers[i]}." for i in range(2)]
-    return Telling(facts, [(i + 2, asked[i], str(numbers[i])) for i in range(2, 6)], 1 / 6)
+    order = dice.sample(range(4), 4)  # so that the example's fact is anywhere among the others
+    rest = [(order.index(i), asked[i], str(numbers[i])) for i in range(1, 4)]
+    return Telling([facts[i] for i in order], rest, 1 / 4, [f"{asked[0]} {numbers[0]}."])
 
 
 def passkey(dice: random.Random) -> Telling:
@@ -119,7 +123,7 @@ def questions(
 ) -> list[Question]:
     """At least `count` questions whose nearest answer lies `distance` tokens back, or a word more.
 
-    A text is documentation, the facts, more documentation (the filler), and one of the questions. The facts stand close
+    A text is documentation, the facts, more documentation (the filler), examples, and one of the questions. The facts stand close
     together, so that of several questions about one text only the last one's answer is that near; the others are
     further away by a sentence or more. Which is where, `Question.distance` says.
 
@@ -150,8 +154,8 @@ def _about_one_text(
         """Question `which` after `n` words of filler."""
         number, question, says = which
         told = "\n".join([f"{front}\n", *telling.facts[: number + 1]]).removesuffix(".")
-        facts = "\n".join([f"{front}\n", *telling.facts])
-        whole = "\n\n".join(part for part in (facts, "".join(hay[:n]).strip(), question) if part)
+        facts, ending = "\n".join([f"{front}\n", *telling.facts]), "\n".join([*telling.examples, question])
+        whole = "\n\n".join(part for part in (facts, "".join(hay[:n]).strip(), ending) if part)
         ids, offsets = encode(f"{whole} {says}.", tokenizer)
         source = overlap(offsets, len(told) - len(says), len(told))
         answer = overlap(offsets, len(whole) + 1, len(whole) + 1 + len(says))
