@@ -1,5 +1,6 @@
 """The exercises' notebooks: written by the command alone, solvable, linked both ways, and without solutions on the site."""
 
+import dataclasses
 import linecache
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from liger_mini.commands import main
 from liger_mini.teaching.exercises import notebooks
 from liger_mini.teaching.exercises.check import check_exercise, tasks
 from liger_mini.teaching.exercises.notebooks import chapters
+from liger_mini.teaching.exercises.picture import picture
+from liger_mini.teaching.figures.course import CHAPTERS, course_map
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "exercises"
@@ -100,10 +103,11 @@ def test_chapter_and_exercises_link_each_other(chapter):
     assert f"(../{there})" in first.source
 
 
+def test_the_map_of_the_course_counts_the_tasks():
+    told = dict(zip(CHAPTERS, course_map().data[0].hovertext))
+    assert {n: int(words.split()[-3]) for n, words in told.items()} == {n: len(chapters().get(n, [])) for n in CHAPTERS}
+
+
 def test_a_drawing_needs_a_matrix():
-    from dataclasses import replace
-
-    from liger_mini.teaching.exercises.picture import picture
-
     with pytest.raises(ValueError, match=r"task 01\.1 has picture=True"):
-        picture(replace(tasks()["01.1"], picture=True))
+        picture(dataclasses.replace(tasks()["01.1"], picture=True))

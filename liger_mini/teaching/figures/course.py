@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from liger_mini.teaching.exercises.check import tasks
 from liger_mini.teaching.figures.theme import described, new_figure
 
 
@@ -35,7 +37,8 @@ CHAPTERS = {
 
 
 def course_map() -> go.Figure:
-    """Chapters as dots, and an arrow from each to the ones that build on it."""
+    """Chapters as dots, and an arrow from each to the ones that build on it. Pointing at one tells its graded tasks."""
+    graded = Counter(number[:2] for number in tasks())
     figure = new_figure("The course, and what builds on what", None, None, height=400)
     for chapter in CHAPTERS.values():
         for need in chapter.needs:
@@ -49,11 +52,12 @@ def course_map() -> go.Figure:
         mode="markers+text",
         marker={"size": 30, "color": "white", "line": {"color": "#0072B2", "width": 2}},
         text=list(CHAPTERS),
-        hovertext=[chapter.title for chapter in CHAPTERS.values()],
+        hovertext=[f"{chapter.title}, {graded[n]} graded tasks" for n, chapter in CHAPTERS.items()],
         hoverinfo="text",
     )
     figure.update_xaxes(visible=False, range=[-0.5, 8.5])
     figure.update_yaxes(visible=False, range=[-0.9, 2.8])
     figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
     told = "; ".join(f"{n} {c.title} needs {' and '.join(c.needs)}" for n, c in CHAPTERS.items() if c.needs)
-    return described(figure, f"A graph of the chapters: {told}.")
+    exercises = ", ".join(f"{count} in {n}" for n, count in graded.items())
+    return described(figure, f"A graph of the chapters: {told}. Graded tasks: {exercises}.")
