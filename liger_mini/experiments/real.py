@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from liger_mini.attention import liger_layers
 from liger_mini.convert import linearize
 from liger_mini.corpora import Documentation, pydocs_rows, source_rows
 from liger_mini.evaluation import agreement, branches, paired, remember, row_losses
@@ -80,7 +81,8 @@ class Plan:
     recipe: Recipe | None = None
 
 
-SHORT = Recipe(rank=32, alpha=64, learning_rate=1e-3, batch_size=1, steps=100)  # rows of 1,024 tokens
+# a hundred rows of 1,024 tokens: first each layer learns to answer as the teacher's, then all of them the next token
+SHORT = Recipe(rank=32, alpha=64, learning_rate=1e-3, batch_size=1, transfer_steps=60, steps=40)
 OPPONENTS = ("teacher", "window 64 + sink", "window 96 + sink", "paper's way")
 PLANS = {
     "untrained": Plan(tuple(name for name in WAYS if name != "learned features")),
@@ -119,15 +121,16 @@ class Texts:
 
 
 def measure(model: PreTrainedModel, texts: Texts) -> dict[str, Any]:
-    """Loss, KL and agreement of each row of both texts, and the loss on pydocs of each branch alone."""
+    """Loss, KL and agreement of each row of both texts, and, where there are two branches, the loss on pydocs of each."""
     found: dict[str, Any] = {}
     for name, rows in texts.rows.items():
         said = agreement(model, texts.told[name], rows)
         numbers = {"loss": said.per_row_loss, "kl": said.per_row_kl, "top1": said.per_row_top1}
         found[name] = {what: [round(x, 5) for x in per_row.tolist()] for what, per_row in numbers.items()}
     found["branches"] = {}
+    recurrent = any(layer.branches[0] for layer in liger_layers(model))
     for branch, weights in BRANCHES.items():
-        if weights is not None:
+        if weights is not None and recurrent:
             with branches(model, weights):
                 losses = row_losses(model, texts.rows["pydocs"], batch_size=1)
             found["branches"][branch] = [round(x, 5) for x in losses.tolist()]
@@ -151,7 +154,7 @@ def run_one(
     if plan.recipe is not None:
         length = len(texts.rows["pydocs"][0])
         rows = Documentation(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
-        done = recover(model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full)
+        done = recover(model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full, save_every=20)
         found |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
     return found | measure(model.eval(), texts)
 

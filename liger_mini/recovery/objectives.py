@@ -124,7 +124,7 @@ class TransferTrainer(NextTokenTrainer):
                 hook.remove()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**_without_labels(inputs), use_cache=False)
+        outputs = model(**_without_labels(inputs), use_cache=False, logits_to_keep=1)  # the loss does not read them
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
 
