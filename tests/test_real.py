@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from liger_mini.experiments import load_teacher, real
+from liger_mini.experiments.report import real_page
 from liger_mini.recovery import Recipe
 
 SMALL = {"length": 128, "rows": 3, "load": load_teacher}
@@ -14,7 +15,7 @@ SMALL = {"length": 128, "rows": 3, "load": load_teacher}
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     ways = ["teacher", "window 64 + sink", "window 16", "gated_deltanet, a tenth"]
-    return real.run(tmp_path_factory.mktemp("real"), ways=ways, **SMALL)
+    return real.run(tmp_path_factory.mktemp("real"), plan="untrained", ways=ways, **SMALL)
 
 
 def test_a_window_over_everything_is_the_untouched_teacher(untrained):
@@ -30,6 +31,17 @@ def test_a_way_without_its_recurrence_is_its_window(untrained):
     way, window = untrained["ways"]["gated_deltanet, a tenth"], untrained["ways"]["window 64 + sink"]
     torch.testing.assert_close(way["branches"]["window only"], window["pydocs"]["loss"], atol=2e-5, rtol=0)
     assert way["pydocs"]["loss"] != window["pydocs"]["loss"]
+
+
+def test_the_report_says_where_each_way_stands(untrained):
+    page = real_page(untrained, "window 64 + sink")
+    ours, base = (torch.tensor(untrained["ways"][name]["pydocs"]["loss"]) for name in ("window 16", "window 64 + sink"))
+    above = (ours - torch.tensor(untrained["untouched"]["pydocs"])).mean()
+    sigmas = (ours - base).mean() / ((ours - base).std() / 3**0.5)
+    assert f"window 16: {above:+.3f} above it ({sigmas:.1f} standard errors above window 64 + sink)." in page
+    assert page.count("<table") == 2
+    assert "<script" in page  # plotly.js is in it
+    assert "http" not in page.split("<body>")[0]
 
 
 def test_its_table_compares_row_by_row(untrained):

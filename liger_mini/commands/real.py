@@ -1,16 +1,21 @@
 """what does a recurrence add to a window with a sink? SmolLM2 linearized in many ways, trained or not; resumes"""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from liger_mini.commands import options as shared
 from liger_mini.experiments import real
 from liger_mini.recovery import Recipe
+from liger_mini.support.paths import write_atomically
 
 
 def describe(parser: ArgumentParser) -> None:
     shared.output_dir(parser, "runs/real")
-    plans = "untrained: every way as it is; screen: 100 rows of training each; long: 1,000"
-    parser.add_argument("--plan", choices=real.PLANS, default="untrained", help=plans)
+    plans = (
+        "journey: what comes along beside its opponents; untrained: every way as it is; screen: 100 rows of training "
+    )
+    plans += "each; long: 1,000"
+    parser.add_argument("--plan", choices=real.PLANS, default="journey", help=plans)
     parser.add_argument("--ways", nargs="+", default=None, help="some of the plan's, by name; all by default")
     parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
     parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")
@@ -19,6 +24,13 @@ def describe(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     how = {"plan": options.plan, "ways": options.ways, "rows": options.rows}
+    if options.against not in (ways := options.ways or real.PLANS[options.plan].ways):
+        raise ValueError(f"--against {options.against!r} is not among the ways: {', '.join(map(repr, ways))}")
     result = real.run(options.output_dir, **how, **shared.given(options, Recipe))
     for text in result["untouched"]:
         print(f"\n{real.table(result, options.against, text)}")
+    from liger_mini.experiments.report import real_page  # draws with Plotly
+
+    report = Path(options.output_dir) / "report.html"
+    write_atomically(report, real_page(result, options.against))
+    print(f"\nThe same with a figure: {report}")

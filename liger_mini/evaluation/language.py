@@ -144,6 +144,13 @@ class Remembered:
     states: list[Tensor]
     head: nn.Module
 
+    @property
+    def losses(self) -> Float[Tensor, "N"]:
+        """The teacher's own loss on each row, [N] float64, as `row_losses` has it."""
+        pairs = ((states, torch.tensor(row[1:], device=states.device)) for row, states in zip(self.rows, self.states))
+        with torch.no_grad():
+            return torch.cat([_token_losses(self.head, states[None], labels[None]).mean(1) for states, labels in pairs])
+
 
 def remember(teacher: PreTrainedModel, rows: Rows) -> Remembered:
     """Read the rows once; `agreement` takes what is returned in the teacher's place."""

@@ -24,14 +24,14 @@ def load_teacher() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
+    """A teacher as a recovery left it: linearized, with an adapter from ``data/recovered`` merged.
 
     Args:
-        name: "recall" (the best recall that was found: a delta rule), "needles" (that one, trained on for long rows),
-            "additive" (the best of those that add: LightNet) or "paper" (the paper's gate and recipe); ``run.json`` beside
-            it tells all.
+        name: of the embedded teacher "recall" (the best recall that was found: a delta rule), "needles" (that one, trained
+            on for long rows), "additive" (the best of those that add: LightNet) or "paper" (the paper's gate and recipe);
+            "smollm2" is SmolLM2's. ``run.json`` beside it tells all.
     Raises:
-        ValueError: another name.
+        ValueError: another name. FileNotFoundError: SmolLM2 was not fetched.
     """
     folder = data_dir() / "recovered"
     names = sorted(path.name for path in folder.iterdir())
@@ -41,7 +41,7 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     if "after" in run:
         model, tokenizer = load_recovered(run["after"])
     else:
-        model, tokenizer = load_teacher()
+        model, tokenizer = load_smollm2() if run.get("teacher") == "smollm2" else load_teacher()
         linearize(model, **run["liger"])
     with quiet_peft():
         return PeftModel.from_pretrained(model, folder / name).merge_and_unload().eval(), tokenizer

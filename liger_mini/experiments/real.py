@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.attention import liger_layers
@@ -25,7 +26,7 @@ from liger_mini.corpora import Documentation, pydocs_rows, source_rows
 from liger_mini.evaluation import agreement, branches, paired, remember, row_losses
 from liger_mini.evaluation.language import Remembered
 from liger_mini.evaluation.measure import BRANCHES
-from liger_mini.experiments.embedded import load_smollm2
+from liger_mini.experiments.embedded import load_recovered, load_smollm2
 from liger_mini.experiments.variants import learned_features
 from liger_mini.recovery import Recipe, recover
 from liger_mini.structures import structures
@@ -43,11 +44,13 @@ class Way:
     Attributes:
         settings: arguments of `linearize`.
         change: what is done after that. train_in_full: what is trained besides LoRA.
+        adapter: a recovery that comes along (`load_recovered`), in place of all this.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[PreTrainedModel], None] | None = None
     train_in_full: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 def window(W: int, sinks: int = 1, *, structure: str = "gated_deltanet", mix: Any = (0.0, 1.0), **more: Any) -> Way:
@@ -67,6 +70,7 @@ WAYS: dict[str, Way] = {
     **{f"{name}, half": window(64, structure=name, mix=0.5) for name in structures},
     **{f"{name}, a tenth": window(64, structure=name, mix=(0.1, 1.0)) for name in structures},
     "gated_deltanet, a tenth, window 16": window(16, mix=(0.1, 1.0)),
+    "recovered": Way(adapter="smollm2"),
     "learned features": dataclasses.replace(
         window(64, structure="gla", mix=0.5), change=learned_features, train_in_full=("q_features", "k_features")
     ),
@@ -79,19 +83,22 @@ class Plan:
 
     ways: tuple[str, ...]
     recipe: Recipe | None = None
+    rows: int | None = None  # of each text; None: all held-out documentation, and 48 of source code
 
 
 # a hundred rows of 1,024 tokens: first each layer learns to answer as the teacher's, then all of them the next token
 SHORT = Recipe(rank=32, alpha=64, learning_rate=1e-3, batch_size=1, transfer_steps=60, steps=40)
 OPPONENTS = ("teacher", "window 64 + sink", "window 96 + sink", "paper's way")
+CHOSEN = "hedgehog_deltanet, a tenth"
 PLANS = {
-    "untrained": Plan(tuple(name for name in WAYS if name != "learned features")),
+    "journey": Plan(("window 64", "window 64 + sink", CHOSEN, "recovered"), rows=4),
+    "untrained": Plan(tuple(name for name in WAYS if name not in ("recovered", "learned features"))),
     "screen": Plan(
         (
             *OPPONENTS,
             "gated_deltanet, half",
             "gated_deltanet, a tenth",
-            "hedgehog_deltanet, a tenth",
+            CHOSEN,
             "lightnet, a tenth",
             "learned features",
             "window 16 + sink",
@@ -99,7 +106,7 @@ PLANS = {
         ),
         SHORT,
     ),
-    "long": Plan(("teacher", "window 64 + sink", "gated_deltanet, a tenth"), dataclasses.replace(SHORT, steps=1000)),
+    "long": Plan(("teacher", "window 64 + sink", CHOSEN), dataclasses.replace(SHORT, steps=1000)),
 }
 
 
@@ -145,7 +152,11 @@ def run_one(
     output_dir: Path,
 ) -> dict[str, Any]:
     """Linearize, recover if the plan says so, measure."""
-    way, (model, tokenizer) = WAYS[name], load()
+    way = WAYS[name]
+    if way.adapter is not None:
+        model, _ = load_recovered(way.adapter)
+        return {"settings": {"adapter": way.adapter}} | measure(model, texts)
+    model, tokenizer = load()
     linearize(model, **way.settings)
     found: dict[str, Any] = {"settings": way.settings}
     if way.change is not None:
@@ -154,7 +165,9 @@ def run_one(
     if plan.recipe is not None:
         length = len(texts.rows["pydocs"][0])
         rows = Documentation(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
-        done = recover(model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full, save_every=20)
+        done = recover(
+            model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full, save_every=20
+        )
         found |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
     return found | measure(model.eval(), texts)
 
@@ -162,7 +175,7 @@ def run_one(
 def run(
     output_dir: str | Path = "runs/real",
     *,
-    plan: str = "untrained",
+    plan: str = "journey",
     ways: Iterable[str] | None = None,
     rows: int | None = None,
     length: int = 1024,
@@ -172,9 +185,10 @@ def run(
     """One of the tables; writes ``real.json`` into `output_dir` and returns it.
 
     Args:
-        plan: "untrained", "screen" (100 rows of training for each) or "long" (1,000).
+        plan: "journey" (what comes along, beside its opponents), "untrained" (all ways), "screen" (100 rows of training for
+            each) or "long" (1,000).
         ways: some of the plan's; None takes all.
-        rows: of each text, for a first look; None reads all held-out documentation and 48 rows of source code.
+        rows: of each text, for a first look; None: as many as the plan has.
         length: tokens per row, in training and in measuring.
         load: makes the model to linearize, anew each time, and its tokenizer.
         changes: fields of the plan's recipe that are to be different, such as `steps` or `seed`.
@@ -191,27 +205,49 @@ def run(
         chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, **changes))
     elif changes:
         raise ValueError(f"the plan {plan!r} trains nothing, so {', '.join(changes)} cannot be changed")
-    output_dir = Path(output_dir)
+    output_dir, rows = Path(output_dir), chosen.rows if rows is None else rows
     recipe = chosen.recipe and dataclasses.asdict(chosen.recipe)
     claim(output_dir / "table.json", {"plan": plan, "rows": rows, "length": length, "recipe": recipe})
+    print("reading the texts with the teacher, once", flush=True)
     texts = Texts.of(*load(), length, rows)
-    untouched = {name: row_losses(load()[0], some, batch_size=1).tolist() for name, some in texts.rows.items()}
+    untouched = {name: told.losses.tolist() for name, told in texts.told.items()}
     result: dict[str, Any] = {"plan": plan, "length": length, "recipe": recipe, "untouched": untouched, "ways": {}}
-    for name in asked:
+    for name in (bar := tqdm(asked, desc=plan, unit="way")):
         path = output_dir / f"{name.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}.json"
         if not path.is_file():
             found = run_one(load, name, chosen, texts, output_dir / path.stem)
             write_atomically(path, json.dumps(found))
         result["ways"][name] = json.loads(path.read_text("utf-8"))
-        print(f"{name}: {_loss(result['ways'][name], 'pydocs')}", flush=True)
+        bar.write(f"{name}: {_loss(result['ways'][name], 'pydocs')}")
     result["provenance"] = provenance()
     write_atomically(output_dir / "real.json", json.dumps(result))
     return result
 
 
 def _loss(found: dict[str, Any], text: str) -> str:
-    losses = found[text]["loss"]
-    return f"{sum(losses) / len(losses):.3f}"
+    return f"{_mean(found[text]['loss']):.3f}"
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def summary(result: dict[str, Any], against: str) -> str:
+    """The table in sentences: where each way stands, and whether it differs from `against` by more than the noise."""
+    told = []
+    for text, teacher in result["untouched"].items():
+        told.append(f"On {text} the untouched teacher has {_mean(teacher):.3f} nats per token.")
+        for name, found in result["ways"].items():
+            above = paired(found[text]["loss"], teacher)
+            told.append(f"{name}: {above.mean:+.3f} above it")
+            d = paired(found[text]["loss"], result["ways"][against][text]["loss"])
+            verdict = (
+                "the same"
+                if name == against
+                else f"{abs(d.sigmas):.1f} standard errors {'below' if d.mean < 0 else 'above'} {against}"
+            )
+            told[-1] += f" ({verdict})."
+    return " ".join(told)
 
 
 def table(result: dict[str, Any], against: str, text: str = "pydocs") -> Table:
@@ -220,24 +256,21 @@ def table(result: dict[str, Any], against: str, text: str = "pydocs") -> Table:
     Args:
         result: what `run` returns. against: the way that all are compared with; it has to be in the result.
     """
-    base = result["ways"][against][text]
+    base, three = result["ways"][against][text], lambda numbers: f"{_mean(numbers):.3f}"
 
     def difference(what: str, found: dict[str, Any]) -> str:
         d = paired(found[text][what], base[what])
         return f"{d.mean:+.3f} ± {d.standard_error:.3f}"
 
-    def average(numbers: Sequence[float]) -> str:
-        return f"{sum(numbers) / len(numbers):.3f}"
-
     return Table.of(
         result["ways"].items(),
         {
             "model": lambda item: item[0],
-            "loss": lambda item: average(item[1][text]["loss"]),
+            "loss": lambda item: three(item[1][text]["loss"]),
             f"loss, minus {against}": lambda item: difference("loss", item[1]),
-            "KL from the teacher": lambda item: average(item[1][text]["kl"]),
+            "KL from the teacher": lambda item: three(item[1][text]["kl"]),
             f"KL, minus {against}": lambda item: difference("kl", item[1]),
-            "same first choice": lambda item: average(item[1][text]["top1"]),
+            "same first choice": lambda item: three(item[1][text]["top1"]),
         },
         f"{len(base['loss'])} rows of {result['length']} tokens of {text}; nats per token; differences are paired by row.",
     )

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file that needs no network, with plotly.js, figures, tables and where they come from."""
+"""Reports of `demo` and `real`: one HTML file that needs no network, with plotly.js, figures, tables and where they come from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from liger_mini.evaluation import Report
+from liger_mini.experiments import real
 from liger_mini.experiments.demo import Line, lines
 from liger_mini.experiments.journey import Journey
 from liger_mini.support.tables import Table
 from liger_mini.teaching import figures
+from liger_mini.teaching.figures import language
 
 WHERE = ("inside", "between", "outside")
 
@@ -75,14 +77,29 @@ def page(teacher: Report, journeys: dict[str, Journey], result: dict[str, Any]) 
         figures.recall_by_distance({"teacher": teacher} | {name: models[name] for name in recovered}),
         figures.branch_bars({name: journey.after for name, journey in recovered.items()}),
     ]
-    machine = ", ".join(f"{name} {value}" for name, value in result["provenance"].items() if value)
+    drawn = [figures.as_html(chart, include_plotlyjs=i == 0) for i, chart in enumerate(charts)]
+    tables = [table._repr_html_() for table in (measurements(teacher, journeys), ablations(teacher, journeys))]
     return PAGE.format(
+        title="A Transformer linearized, and recovered",
         summary=html.escape(_summary(teacher, recovered)),
-        measurements=measurements(teacher, journeys)._repr_html_(),
-        ablations=ablations(teacher, journeys)._repr_html_(),
-        figures="\n".join(figures.as_html(chart, include_plotlyjs=i == 0) for i, chart in enumerate(charts)),
-        machine=html.escape(f"{machine}. The whole demo took {result['seconds']:.0f} s."),
+        shown="\n".join([tables[0], *drawn, tables[1]]),
+        machine=html.escape(f"{_machine(result)}. The whole demo took {result['seconds']:.0f} s."),
     )
+
+
+def real_page(result: dict[str, Any], against: str) -> str:
+    """The HTML of a table on a real model: what `experiments.real.run` returns, each way compared with `against`."""
+    tables = [real.table(result, against, text)._repr_html_() for text in result["untouched"]]
+    return PAGE.format(
+        title="A language model you know, linearized",
+        summary=html.escape(real.summary(result, against)),
+        shown="\n".join([figures.as_html(language.above_teacher(result), include_plotlyjs=True), *tables]),
+        machine=html.escape(_machine(result)),
+    )
+
+
+def _machine(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in result["provenance"].items() if value)
 
 
 def _summary(teacher: Report, recovered: dict[str, Journey]) -> str:
@@ -104,7 +121,7 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>liger_mini: a Transformer linearized and recovered</title>
+<title>liger_mini: {title}</title>
 <style>
   body {{ font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 62rem; }}
   h1 {{ line-height: 1.2; }} figure {{ margin: 2.5rem 0; }} figcaption, footer {{ color: #555; font-size: .9rem; }}
@@ -116,11 +133,9 @@ PAGE = """<!doctype html>
 </head>
 <body>
 <main>
-<h1>A Transformer linearized, and recovered</h1>
+<h1>{title}</h1>
 <p>{summary}</p>
-{measurements}
-{figures}
-{ablations}
+{shown}
 </main>
 <footer><p>Measured on this machine: {machine}</p></footer>
 </body>

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from liger_mini.evaluation.measure import Recall
-from liger_mini.teaching.figures.theme import add_bars, bar, described, line, marker, new_figure
+from liger_mini.teaching.figures.theme import add_bars, add_dots, bar, described, line, marker, new_figure
 
 GUESS = {"mode": "lines", "line": {"color": "#888888", "dash": "dot", "width": 1}}
 
@@ -106,15 +106,8 @@ def recall_dots(
         series: name -> {model: (recall, its spread)}. Models come in the order of the first series, the first on top.
         teacher: its recall, as a line. spread: what the error bars are.
     """
-    models = list(next(iter(series.values())))
-    figure = new_figure(title, "recall outside (share)", None, height=200 + 26 * len(models))
-    told = []
-    for i, (name, recalls) in enumerate(series.items()):
-        values, errors = zip(*recalls.values())
-        dots = {"mode": "markers", "marker": {**marker(i + 1, 9), "color": line(i + 1)["color"]}}
-        bars = {"array": errors, "thickness": 1.5, "color": line(i + 1)["color"]}
-        figure.add_scatter(x=values, y=list(recalls), name=name, error_x=bars, **dots)
-        told.append(f"{name}: " + ", ".join(f"{model} {x:.2f} ± {e:.2f}" for model, (x, e) in recalls.items()))
+    figure = new_figure(title, "recall outside (share)", None)
+    told = add_dots(figure, series)
     if teacher is not None:
         figure.add_vline(
             x=teacher,
@@ -124,9 +117,7 @@ def recall_dots(
             annotation_yanchor="bottom",
         )
         told.append(f"the teacher: {teacher:.2f}")
-    figure.update_xaxes(range=[-0.02, 1.04], title_font={"size": 13})
-    figure.update_yaxes(categoryorder="array", categoryarray=models, autorange="reversed", automargin=True)
-    figure.update_layout(showlegend=len(series) > 1, legend_y=-70 / (26 * len(models)))
+    figure.update_xaxes(range=[-0.02, 1.04])
     return described(figure, f"Dots of recall outside, ± {spread}. {'; '.join(told)}.")
 
 

@@ -7,7 +7,7 @@ bars in pattern, so a figure survives greyscale. Each figure carries its alt tex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -75,6 +75,27 @@ def add_bars(
     """The i-th kind of bar, one at each of x, with its number above it."""
     text = [f"{value:.{digits}f}" for value in y]
     figure.add_bar(x=x, y=y, name=name, marker=bar(i), text=text, textposition="outside", **more)
+
+
+def add_dots(figure: go.Figure, series: Mapping[str, Mapping[str, tuple[float, float]]], digits: int = 2) -> list[str]:
+    """Many models, a row each, and a kind of mark for each series; returns the series in words.
+
+    Args:
+        series: name -> {model: (value, its spread)}. Models come in the order of the first series, the first on top.
+    """
+    models = list(next(iter(series.values())))
+    told = []
+    for i, (name, points) in enumerate(series.items()):
+        values, spreads = zip(*points.values())
+        dots = {"mode": "markers", "marker": {**marker(i + 1, 9), "color": line(i + 1)["color"]}}
+        bars = {"array": spreads, "thickness": 1.5, "color": line(i + 1)["color"]}
+        figure.add_scatter(x=values, y=list(points), name=name, error_x=bars, **dots)
+        words = (f"{model} {x:.{digits}f} ± {e:.{digits}f}" for model, (x, e) in points.items())
+        told.append(f"{name}: {', '.join(words)}")
+    figure.update_xaxes(title_font={"size": 13})
+    figure.update_yaxes(categoryorder="array", categoryarray=models, autorange="reversed", automargin=True)
+    figure.update_layout(height=200 + 26 * len(models), showlegend=len(series) > 1, legend_y=-70 / (26 * len(models)))
+    return told
 
 
 def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Figure:
