@@ -322,6 +322,15 @@ def test_a_task_whose_package_is_missing_says_so(monkeypatch):
     assert "needs no_such_package, which is not installed" in check_exercise("90.1", 17.0).message
 
 
+def test_a_kernel_without_gpu_or_interpreter_says_what_to_set(monkeypatch):
+    monkeypatch.setattr(check, "tasks", lambda: {"90.1": small_task(needs=("triton",))})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert 'os.environ["TRITON_INTERPRET"] = "1"' in check_exercise("90.1", 17.0).message
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert check_exercise("90.1", 17.0).passed
+
+
 def test_the_record_shows_a_hole():
     """With a tolerance this wide a mutant of the reference passes, and it differs."""
     row = graders.measure(small_task(tolerance=5.0))

@@ -6,14 +6,22 @@ import functools
 import html
 import importlib
 import importlib.util
+import os
 import pkgutil
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from liger_mini.teaching import exercises
 from liger_mini.teaching.exercises.grade import Verdict, grade
 from liger_mini.teaching.exercises.isolated import SHOWN, isolated
 from liger_mini.teaching.exercises.task import Task
+
+INTERPRETER = (
+    "This task runs a Triton kernel, and without a GPU that takes Triton's interpreter. Restart the kernel and run the notebook from "
+    'its first cell, which sets os.environ["TRITON_INTERPRET"] = "1" before anything imports triton.'
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ def _verdict(task: Task, answer: Any, seed: int) -> tuple[Verdict, str]:
     """The verdict, and what the answer printed."""
     if lacking := [name for name in task.needs if importlib.util.find_spec(name) is None]:
         return Verdict(False, f"This task needs {' and '.join(lacking)}, which is not installed here."), ""
+    if "triton" in task.needs and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return Verdict(False, INTERPRETER), ""
     if task.parameters and not callable(answer):
         return Verdict(False, _not_callable(task, answer)), ""
     ended = isolated(lambda: grade(task, answer, seed), task.seconds)

@@ -33,6 +33,7 @@ CHAPTERS = {
     "09": Chapter("does the recurrence work?", ("08",), (7, 1.5)),
     "10": Chapter("speed", ("04", "06"), (6, 0.5)),
     "11": Chapter("the delta rule", ("04", "09"), (8, 0.9)),
+    "12": Chapter("a language model you know", ("09", "11"), (9, 1.6)),
 }
 
 
@@ -55,7 +56,7 @@ def course_map() -> go.Figure:
         hovertext=[f"{chapter.title}, {graded[n]} graded tasks" for n, chapter in CHAPTERS.items()],
         hoverinfo="text",
     )
-    figure.update_xaxes(visible=False, range=[-0.5, 8.5])
+    figure.update_xaxes(visible=False, range=[-0.5, 9.5])
     figure.update_yaxes(visible=False, range=[-0.9, 2.8])
     figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
     told = "; ".join(f"{n} {c.title} needs {' and '.join(c.needs)}" for n, c in CHAPTERS.items() if c.needs)
