@@ -63,6 +63,7 @@ WAYS: dict[str, Way] = {
     "window 64": window(64, 0),
     "window 64 + sink": window(64),
     "window 64 + 4 sinks": window(64, 4),
+    "window 64 + sink, half": window(64, mix=(0.0, 0.5)),
     "window 96 + sink": window(96),  # 32 keys and values more: the bytes of a state of 64 x 64
     "window 16": window(16, 0),
     "window 16 + sink": window(16),
