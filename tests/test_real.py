@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from liger_mini.experiments import load_teacher, real
 from liger_mini.experiments.report import real_page
@@ -59,6 +60,13 @@ def test_training_is_the_same_for_all_and_goes_on_where_it_was(tmp_path, monkeyp
     assert {way["tokens"] for way in result["ways"].values()} == {2 * 128}
     assert Recipe(**result["recipe"]).rank == 4
     assert result["ways"]["teacher"]["pydocs"]["loss"] != result["untouched"]["pydocs"]  # the ceiling learns, too
+    real.keep(result, "window 64 + sink", tmp_path, tmp_path / "kept")
+    made = json.loads((tmp_path / "kept" / "run.json").read_text("utf-8"))
+    assert made["liger"]["sinks"] == 1
+    kept = load_file(tmp_path / "kept" / "adapter_model.safetensors")
+    trained = load_file(tmp_path / "window-64-sink" / "adapter" / "adapter_model.safetensors")
+    assert {x.dtype for x in kept.values()} == {torch.bfloat16}
+    assert all(torch.equal(x, trained[name].bfloat16()) for name, x in kept.items())
     (tmp_path / "window-64-sink.json").unlink()
     asked = []
     monkeypatch.setattr(

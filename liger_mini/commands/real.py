@@ -19,6 +19,7 @@ def describe(parser: ArgumentParser) -> None:
     parser.add_argument("--ways", nargs="+", default=None, help="some of the plan's, by name; all by default")
     parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
     parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")
+    parser.add_argument("--keep", type=Path, help="folder for the adapter of the only way, in bfloat16")
     shared.fields(parser, Recipe, "steps", "seed", "bf16")
 
 
@@ -26,7 +27,12 @@ def run(options: Namespace) -> None:
     how = {"plan": options.plan, "ways": options.ways, "rows": options.rows}
     if options.against not in (ways := options.ways or real.PLANS[options.plan].ways):
         raise ValueError(f"--against {options.against!r} is not among the ways: {', '.join(map(repr, ways))}")
+    if options.keep is not None and len(ways) != 1:
+        raise ValueError(f"--keep takes the adapter of one way, and these are {len(ways)}; name it with --ways")
     result = real.run(options.output_dir, **how, **shared.given(options, Recipe))
+    if options.keep is not None:
+        (name,) = result["ways"]
+        real.keep(result, name, options.output_dir, options.keep)
     for text in result["untouched"]:
         print(f"\n{real.table(result, options.against, text)}")
     from liger_mini.experiments.report import real_page  # draws with Plotly

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -226,7 +227,7 @@ def run(
         "ways": {},
     }
     for name in (bar := tqdm(asked, desc=plan, unit="way")):
-        path = output_dir / f"{name.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}.json"
+        path = _path(output_dir, name)
         if not path.is_file():
             found = run_one(load, name, chosen, texts, output_dir / path.stem)
             write_atomically(path, json.dumps(found))
@@ -235,6 +236,39 @@ def run(
     result["provenance"] = provenance()
     write_atomically(output_dir / "real.json", json.dumps(result))
     return result
+
+
+NOTICE = """\
+An adapter for SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0), made by this course; no weight of the base model is in it.
+The change of W_q, W_k and W_v is licensed as the course's code, Apache-2.0. `liger_mini.experiments.load_recovered("smollm2")`
+loads both; `run.json` tells how it was trained.
+"""
+
+
+def keep(result: dict[str, Any], name: str, output_dir: str | Path, to: str | Path) -> None:
+    """Save the adapter of one way of a finished table in bfloat16, with how it was made, for `load_recovered`.
+
+    Args:
+        result: what `run` returned for `output_dir`. to: the folder, "data/recovered/smollm2".
+    Raises:
+        ValueError: that way was not trained.
+    """
+    source, to = _path(Path(output_dir), name).with_suffix("") / "adapter", Path(to)
+    if not source.is_dir():
+        raise ValueError(f"{name!r} has no adapter in {source}: the plan {result['plan']!r} did not train it")
+    to.mkdir(parents=True, exist_ok=True)
+    weights = load_file(source / "adapter_model.safetensors")
+    save_file({key: x.to(torch.bfloat16) for key, x in weights.items()}, to / "adapter_model.safetensors")
+    (to / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    made = {"teacher": "smollm2", "liger": result["ways"][name]["settings"], "way": name}
+    made |= {what: result[what] for what in ("plan", "recipe", "training_length", "provenance")}
+    write_atomically(to / "run.json", json.dumps(made, indent=1))
+    write_atomically(to / "NOTICE.md", NOTICE)
+
+
+def _path(output_dir: Path, name: str) -> Path:
+    """Where a way's numbers are; its training is in the folder of that name."""
+    return output_dir / f"{name.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}.json"
 
 
 def _loss(found: dict[str, Any], text: str) -> str:
