@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import liger_mini as lm
 from liger_mini.__main__ import main
@@ -153,3 +154,18 @@ def test_it_linearizes_saves_and_loads(real, tmp_path):
     ids = tokenizer("The capital of France is Paris, and the capital of Italy is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(lm.load(tmp_path)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
+def test_it_decodes_what_it_says_at_once(real, dtype, tolerance):
+    """Past window and sink. Of the logits' spread; bfloat16's 2^-9 per rounded result, through thirty layers, mean squared."""
+    model, tokenizer = load_smollm2(dtype)
+    lm.linearize(model, "hedgehog_deltanet", window=8, sinks=1, mix=(0.1, 1.0))
+    ids = torch.tensor([pydocs_tokens("heldout", tokenizer)[:28]])
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        at_once = model(ids, use_cache=False).logits.float()
+        said = [model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits.float() for t in range(28)]
+    error = (torch.cat(said, 1) - at_once).square().mean().sqrt()
+    assert error < tolerance * at_once.std()
