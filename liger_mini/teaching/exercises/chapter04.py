@@ -104,6 +104,15 @@ def within_masked_late(q, k, v, log_gate):
     return (q @ k.T * (b[:, None] - b).exp().tril()) @ v
 
 
+def within_along_rows(q, k, v, log_gate):
+    D = (torch.ones(len(q), len(q)).tril(-1) * log_gate[:, None]).cumsum(1).exp().tril()
+    return (q @ k.T * D) @ v
+
+
+def within_without_itself(q, k, v, log_gate):
+    return within_chunk(q, k, v, log_gate) - (q * k).sum(-1, keepdim=True) * v
+
+
 WITHIN_CHUNK = Task(
     number="04.1",
     title="What a chunk reads of itself",
@@ -188,6 +197,18 @@ afterwards: exp would overflow there, and its gradient with it.""",
             "Your output is right, but above the diagonal you take exp of a positive number before the mask hides it. It is infinite "
             "there, and the gradient NaN. Mask or clamp the exponent first.",
             "chapter 04, section 8",
+        ),
+        Mistake(
+            "summed along rows",
+            within_along_rows,
+            "You sum along a row of the matrix. Column j holds the gates after j, so the running sum goes down: cumsum(0).",
+            "chapter 04, section 8",
+        ),
+        Mistake(
+            "does not read itself",
+            within_without_itself,
+            "Your token i does not read what it wrote itself. The sum goes over j ≤ i, and D has ones on its diagonal.",
+            "chapter 04, section 2",
         ),
         Mistake(
             "no gates",
@@ -395,12 +416,12 @@ $b_i = \\log\\alpha_1 + \\dots + \\log\\alpha_i$. The anchor m is a token from 1
 Let every log-gate be -s. Write `breaking_strength(C, anchor)`: the strength s > 0, in nats per token, at which the largest of all
 these exponents reaches the logarithm of the largest float32 (88.7). C ≥ 2; the result is a float.
 
-Section 6 measured two such numbers for C = 32. Where does your function put the anchor that lasts longest, and does any anchor
-survive s = 50?""",
+A formula is wanted, not a search over strengths. Then ask it: section 6 measured two such numbers for C = 32. Which anchors last longest
+there, and does any survive s = 50?""",
     hints=(
         "With equal gates $b_i = -i s$. Which key has the largest exponent, and which query?",
         "The last key: (C - m) s. The first query: (m - 1) s. Both factors have to stay finite.",
-        "`88.72 / max(anchor - 1, C - anchor)`.",
+        "`88.72 / max(anchor - 1, C - anchor)`. For C = 32 that is largest at m = 16 and 17, with 5.5: no anchor survives 50.",
     ),
     reference=breaking_strength,
     inputs=breaking_inputs,
@@ -421,6 +442,18 @@ survive s = 50?""",
             "keys alone",
             breaks_of(NATS, lambda C, anchor: C - anchor),
             "You look at the keys after the anchor. Queries before it have positive exponents, too.",
+            "chapter 04, section 6",
+        ),
+        Mistake(
+            "keys alone, guarded",
+            breaks_of(NATS, lambda C, anchor: max(C - anchor, 1)),
+            "You look at the keys after the anchor alone, and guard against dividing by 0. The queries before it have positive exponents as well.",
+            "chapter 04, section 6",
+        ),
+        Mistake(
+            "queries alone",
+            breaks_of(NATS, lambda C, anchor: max(anchor - 1, 1)),
+            "You look at the queries before the anchor. Keys after it have positive exponents, too.",
             "chapter 04, section 6",
         ),
         Mistake(
@@ -509,6 +542,15 @@ def chunks_from_the_first_state(q, k, v, log_gate, state, C):
     return torch.cat([o for o, _ in parts]), parts[-1][1]
 
 
+def chunks_from_zeros(q, k, v, log_gate, state, C):
+    return by_chunks(q, k, v, log_gate, torch.zeros_like(state), C)
+
+
+def chunks_reading_the_first_state(q, k, v, log_gate, state, C):
+    o, _ = chunks_from_the_first_state(q, k, v, log_gate, state, C)
+    return o, by_chunks(q, k, v, log_gate, state, C)[1]
+
+
 def chunks_without_the_rest(q, k, v, log_gate, state, C):
     T = len(q) // C * C
     if T == 0:
@@ -542,7 +584,8 @@ Write `by_chunks(q, k, v, log_gate, state, C)`: `q`, `k` and `log_gate` are [T, 
 the first token. Return `(o, state)`: the outputs [T, V] and the state after the last token. C need not divide T; here no
 gate is stronger than e^-0.6, so overflow is not the topic.
 
-If you lose the state between two chunks, everything still runs. Which of your tests would notice?""",
+The check sees numbers only, so a loop over tokens would pass; it is not the exercise. And if you lose the state between two chunks, everything
+still runs. How many chunks must a test have to notice?""",
     hints=(
         "`x.split(C)` cuts along the first axis; the last piece may be shorter, which is right.",
         "Three lines a chunk: b, the output (state first, then the triangle), the next state. Read before you carry on.",
@@ -565,6 +608,18 @@ If you lose the state between two chunks, everything still runs. Which of your t
             "every chunk starts from the first state",
             chunks_from_the_first_state,
             "Every chunk of yours starts from the state you were given. The next one has to start from where the last one ended.",
+            "chapter 04, section 4",
+        ),
+        Mistake(
+            "the text starts from zeros",
+            chunks_from_zeros,
+            "You start from zeros, as section 4 does. Here the text starts from the `state` you were given.",
+            "chapter 04, section 4",
+        ),
+        Mistake(
+            "every chunk reads the first state",
+            chunks_reading_the_first_state,
+            "You carry the state on, and every chunk still reads the one from before the first token. Chunk n reads what chunk n - 1 left.",
             "chapter 04, section 4",
         ),
         Mistake(
@@ -640,6 +695,12 @@ def triangle_differences(q, k, log_gate):
     return torch.einsum("ic,ijc,jc->ij", q, (b[:, None] - b).clamp(max=0).exp(), k).tril()
 
 
+def triangle_anchored(q, k, log_gate):
+    b = log_gate.cumsum(0)
+    b = b - b[len(b) // 2]
+    return ((q * b.exp()) @ (k * (-b).exp()).T).tril()
+
+
 def triangle_textbook(q, k, log_gate):
     b = log_gate.cumsum(0)
     return ((q * b.exp()) @ (k * (-b).exp()).T).tril()
@@ -683,7 +744,8 @@ Write `triangle(q, k, log_gate)`: all three are [C, K] in float32, the result is
 strong one stands among weak ones. So the textbook form overflows (section 6), and differences of running sums lose the weak gates'
 digits (section 8). Five digits of the largest entry have to be right.
 
-How you get there is free: halving, a sum for each column, products of gates.""",
+How you get there is free: halving, a sum for each column, products of gates. Stay in float32: twice the digits only move the limit. In the
+picture the strong gate is at token 4, so from its row on columns 1 to 3 are empty.""",
     hints=(
         "A product of numbers in [0, 1] is always safe: α_{j+1} ⋯ α_i grows by one factor from row i - 1 to row i.",
         "Or sum the log-gates of each pair by themselves: a tensor [C, C, K] with log α_l in row l of each column j < l, and a running "
@@ -700,9 +762,15 @@ How you get there is free: halving, a sum for each column, products of gates."""
         Mistake(
             "differences of running sums",
             triangle_differences,
-            "Nothing overflows, and nothing warns: but near -10,000 a float32 has steps of 0.001, and the difference of two such sums has "
-            "lost the weak gates' digits. Sum only the log-gates between j and i.",
+            "Nothing that overflows is left after `tril`, and nothing warns: but near -10,000 a float32 has steps of 0.001, and the difference of two such sums has "
+            "lost the weak gates' digits. Sum only the log-gates between j and i, also where you halve: between the boundary and the token.",
             "chapter 04, section 8",
+        ),
+        Mistake(
+            "anchored in the middle",
+            triangle_anchored,
+            "You count b from the middle of the chunk. An anchor moves the overflow to another token and does not take it away.",
+            "chapter 04, section 6",
         ),
         Mistake(
             "the textbook form",
