@@ -168,9 +168,12 @@ def run_one(
         way.change(model)
     if plan.recipe is not None:
         length = min(plan.length, len(texts.rows["pydocs"][0]))
+        recipe = plan.recipe
+        if way.settings["window"] == EVERYTHING:  # its attention is the teacher's already: there is nothing to transfer
+            recipe = dataclasses.replace(recipe, transfer_steps=0)
         rows = Documentation(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
         done = recover(
-            model, rows, output_dir=output_dir, recipe=plan.recipe, train_in_full=way.train_in_full, save_every=20
+            model, rows, output_dir=output_dir, recipe=recipe, train_in_full=way.train_in_full, save_every=20
         )
         found |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
     return found | measure(model.eval(), texts)
