@@ -1,0 +1,15 @@
+// Boxes that scroll can be reached by keyboard, and only those.
+(() => {
+  const BOXES = '.highlight pre, .output pre, .wide, .pst-scrollable-table-container, mjx-container[display="true"], div.math, .cell_output .output'
+  const reach = () => document.querySelectorAll(BOXES).forEach(box => {
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1
+    const overflow = getComputedStyle(box)
+    if (scrolls && [overflow.overflowX, overflow.overflowY].some(how => how === 'auto' || how === 'scroll')) box.tabIndex = 0
+    else if (!box.matches('.wide')) box.removeAttribute('tabindex')
+  })
+  addEventListener('load', reach)
+  addEventListener('resize', reach)
+  // buttons that the theme draws as a picture alone
+  addEventListener('load', () => document.querySelectorAll('button[title]:not([aria-label])').forEach(button =>
+    button.setAttribute('aria-label', button.title)))
+})()
