@@ -9,6 +9,11 @@
   })
   addEventListener('load', reach)
   addEventListener('resize', reach)
+  // the rows of a matrix that every filter lets through
+  const filter = () => document.querySelectorAll('.matrix tbody tr').forEach(row => {
+    row.hidden = [...document.querySelectorAll('.filters select')].some(by => by.value && row.dataset[by.dataset.by] !== by.value)
+  })
+  addEventListener('change', event => event.target.closest('.filters') && filter())
   // buttons that the theme draws as a picture alone
   addEventListener('load', () => document.querySelectorAll('button[title]:not([aria-label])').forEach(button =>
     button.setAttribute('aria-label', button.title)))

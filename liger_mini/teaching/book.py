@@ -125,7 +125,7 @@ def about(app: Any, name: str, document: nodes.document) -> str:
         at = chapters.index(chapter)
         place = (
             f'chapter {at} of {len(chapters) - 1} <progress value="{at}" max="{len(chapters) - 1}" '
-            'aria-label="progress through the course"></progress> · <a href="00-quickstart.html#where-this-course-goes">map</a>'
+            'aria-label="progress through the course"></progress> · <a href="00-quickstart.html#a-map-of-the-course">map</a>'
         )
     repository = app.config.course_repository
     address = html.escape(repository) or "&lt;the repository's address&gt;"

@@ -6,25 +6,19 @@ build/site/screenshots, numbers in build/site/measured.
 
 from __future__ import annotations
 
-import functools
-import http.server
+import contextlib
 import json
 import os
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from liger_mini.teaching.pdf import chromium, served
+
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "site"
-HTML = Path(os.environ.get("DEVSITE") or SITE) / "_build" / "html"
-INSTALL = (
-    "no Chromium here; to look at the book in a browser: apt-get install chromium (or brew install --cask chromium)"
-)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-ARGUMENTS += ["--disable-background-networking", "--disable-component-update"]
+HTML = SITE / "_build" / "html"
 
 
 def pages() -> list[str]:
@@ -38,38 +32,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without a site there is nothing to test."""
     if not (HTML / "index.html").is_file():
         for item in items:
-            if Path(__file__).parent in item.path.parents and "without_a_site" not in item.keywords:
+            if Path(__file__).parent in item.path.parents and "site" in item.fixturenames:
                 item.add_marker(pytest.mark.skip(reason="the site is not built; `make site-test` builds and tests it"))
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
-
-    def log_message(self, *_) -> None:
-        pass
+@pytest.fixture(scope="session")
+def site() -> Path:
+    """The folder of the built site."""
+    return HTML
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
+def address(site) -> Iterator[str]:
     """Where the site is served, without a slash at its end."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(site) as where:
+        yield where
 
 
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium; a machine without one skips with a sentence, but not where CI is set."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(INSTALL)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    pytest.importorskip("playwright", reason="to read the book in a browser: pip install playwright")
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(chromium())
+        except RuntimeError as missing:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(missing))
         yield running
-        running.close()
 
 
 class Reader:
@@ -109,16 +98,16 @@ class Reader:
 
 
 @pytest.fixture
-def reader(browser, address):
-    """open(page, theme, width) -> a Reader there; complaints at the end fail the test."""
+def read(browser, address):
+    """read(page, theme, width) -> a Reader there; complaints at the end fail the test."""
     opened = []
 
-    def read(page: str, theme: str = "light", width: int = 1440) -> Reader:
+    def go(page: str, theme: str = "light", width: int = 1440) -> Reader:
         opened.append(Reader(browser, address, theme, width))
         opened[-1].open(page)
         return opened[-1]
 
-    yield read
+    yield go
     for one in opened:
         one.context.close()
     assert [complaint for one in opened for complaint in one.complaints] == []
@@ -131,6 +120,8 @@ def keep():
     def write(name: str, numbers: dict) -> None:
         folder = SITE / "measured"
         folder.mkdir(exist_ok=True)
-        (folder / f"{name.replace('/', '-')}.json").write_text(json.dumps(numbers, indent=1), "utf-8")
+        (folder / f"{name.replace('/', '-').replace('.html', '')}.json").write_text(
+            json.dumps(numbers, indent=1), "utf-8"
+        )
 
     return write
