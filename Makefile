@@ -62,6 +62,10 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 site-test: book  ## build the book, and read it in a browser: links, widths, themes, accessibility, the printed edition
 	$(SIDE_BY_SIDE) -p no:cacheprovider tests/book
 
+.PHONY: pdf
+pdf: book  ## the book as one PDF, build/site/liger_mini.pdf; needs Chromium
+	$(BIN)/python -m liger_mini.teaching.pdf $(SITE)/_build/html $(SITE)/liger_mini.pdf
+
 .PHONY: assignments
 assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
 	TRITON_INTERPRET=1 $(BIN)/python -m liger_mini assignments  # chapter 05 draws what a kernel makes

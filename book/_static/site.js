@@ -14,7 +14,11 @@
     row.hidden = [...document.querySelectorAll('.filters select')].some(by => by.value && row.dataset[by.dataset.by] !== by.value)
   })
   addEventListener('change', event => event.target.closest('.filters') && filter())
-  // buttons that the theme draws as a picture alone
-  addEventListener('load', () => document.querySelectorAll('button[title]:not([aria-label])').forEach(button =>
-    button.setAttribute('aria-label', button.title)))
+  // buttons that the theme draws as a picture alone; its tooltips take the title away
+  const name = () => document.querySelectorAll('button:not([aria-label])').forEach(button => {
+    const words = button.title || button.dataset.bsOriginalTitle
+    if (words) button.setAttribute('aria-label', words)
+  })
+  addEventListener('DOMContentLoaded', name)
+  addEventListener('load', name)
 })()

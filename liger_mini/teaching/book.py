@@ -69,21 +69,23 @@ def faults(path: Path) -> list[str]:
     """What keeps a notebook out of the book, by file and cell: cells that did not run, errors, pictures without words."""
     found = []
     for number, cell in enumerate(json.loads(path.read_text("utf-8"))["cells"], 1):
-        if cell["cell_type"] != "code":
-            continue
-        if cell["execution_count"] is None and "".join(cell["source"]).strip():
-            found.append("was not executed; `make book` does that")
-        for output in cell["outputs"]:
-            data = output.get("data", {})
-            if output["output_type"] == "error":
-                found.append(f"raised {output['ename']}: {output['evalue']}")
-            if PLOTLY in data and not data[PLOTLY]["layout"].get("meta", {}).get("alt"):
-                found.append("shows a figure without alt text; call `described(figure, words)`")
-            if any(mime.startswith("image/") for mime in data):
-                found.append("shows a picture without alt text; show it as HTML with an alt")
-            if re.search(r"<img(?![^>]*\balt=)", "".join(data.get("text/html", ""))):
-                found.append("shows an <img> without alt")
-        found[:] = [words if words.startswith("/") else f"{path}, cell {number}: {words}" for words in found]
+        if cell["cell_type"] == "code" and "".join(cell["source"]).strip():
+            found += [f"{path}, cell {number}: {words}" for words in _faults_of_cell(cell)]
+    return found
+
+
+def _faults_of_cell(cell: dict[str, Any]) -> list[str]:
+    found = ["was not executed; `make book` does that"] if cell["execution_count"] is None else []
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if output["output_type"] == "error":
+            found.append(f"raised {output['ename']}: {output['evalue']}")
+        if PLOTLY in data and not data[PLOTLY]["layout"].get("meta", {}).get("alt"):
+            found.append("shows a figure without alt text; call `described(figure, words)`")
+        if any(mime.startswith("image/") for mime in data):
+            found.append("shows a picture without alt text; show it as HTML with an alt")
+        if re.search(r"<img(?![^>]*\balt=)", "".join(data.get("text/html", ""))):
+            found.append("shows an <img> without alt")
     return found
 
 

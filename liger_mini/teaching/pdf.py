@@ -8,6 +8,7 @@ import io
 import posixpath
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,3 +141,7 @@ def _lead_inside(writer: Any, i: int, name: str, part: Any, begins: dict[str, in
         if found is not None:
             link.pop("/A", None)
             link[NameObject("/Dest")] = found
+
+
+if __name__ == "__main__":
+    print(f"{print_edition(Path(sys.argv[1]), Path(sys.argv[2]))} pages in {sys.argv[2]}")

@@ -70,7 +70,7 @@ class Reader:
             color_scheme=theme, viewport={"width": width, "height": 900}, reduced_motion="reduce"
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(120_000)  # two workers on two busy cores
         self.page.route("**/*", self._let_through)
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
