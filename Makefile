@@ -55,12 +55,19 @@ $(EXECUTED): $(DEV) $(NOTEBOOKS) $(shell find liger_mini kernels data -name '*.p
 
 book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no network
 	rm -rf $(SITE)/_build
-	mkdir -p $(SITE)/book/_static
 	cp -r $(filter-out %.ipynb,$(wildcard book/*)) $(SITE)/book
+	cp CHANGELOG.md $(SITE)
 	mkdir -p $(SITE)/notebooks/exercises
 	cp notebooks/exercises/*.ipynb $(SITE)/notebooks/exercises  # the students': without solutions, not run
-	cp $$($(BIN)/python -c "import plotly; print(plotly.__path__[0])")/package_data/plotly.min.js $(SITE)/book/_static
 	$(BIN)/jupyter-book build $(SITE) --config book/_config.yml --toc book/_toc.yml --all --warningiserror --keep-going
+
+.PHONY: site-test
+site-test: book  ## build the book, and read it in a browser: links, widths, themes, accessibility, the printed edition
+	$(SIDE_BY_SIDE) -p no:cacheprovider tests/book
+
+.PHONY: pdf
+pdf: book  ## the book as one PDF, build/site/liger_mini.pdf; needs Chromium
+	$(BIN)/python -m liger_mini.teaching.pdf $(SITE)/_build/html $(SITE)/liger_mini.pdf
 
 .PHONY: assignments
 assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
@@ -85,7 +92,7 @@ check: lint  ## lint and the tests that a change most often breaks: under three 
 	$(BIN)/python -m pytest -p no:cacheprovider -m "not slow" $(FAST)
 
 help:  ## what each target does
-	@sed -n 's/^\([a-z0-9]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | sort | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | sort | expand -t 10
 
 lock: | $(VENV)/.made  ## write constraints.txt: versions that install on every platform; needs the package index
 	$(BIN)/python -m pip install --quiet "uv>=0.13"

@@ -49,13 +49,17 @@ def test_the_report_needs_no_network(run_of_the_demo):
     folder, _ = run_of_the_demo
 
     class Reader(HTMLParser):
-        outside, labelled = [], 0
+        outside, labelled, caption = [], 0, False
 
         def handle_starttag(self, tag, attributes):
             attributes = dict(attributes)
             if tag in ("script", "link", "img", "iframe") and (attributes.get("src") or attributes.get("href")):
                 self.outside.append((tag, attributes))
-            self.labelled += tag == "figure" and len(attributes.get("aria-label") or "") > 40
+            self.caption = tag == "figcaption"
+
+        def handle_data(self, words):
+            self.labelled += self.caption and len(words) > 40
+            self.caption = False
 
     reader = Reader()
     reader.feed((folder / "report.html").read_text())

@@ -254,6 +254,7 @@ def test_the_twin_has_every_setting_and_needs_no_kernel():
     assert [frame.name for frame in figure.frames] == [f"temper {t}, gain {g}" for t in (1, 4) for g in (1, 2)]
     assert list(figure.frames[-1].data[0].y) == list(decay(4, 2).data[0].y)
     assert "half-life 4 tokens, gain 2" in alt_text(figure)
+    assert figure.layout.meta["controls"] == {"temper": ["1", "4"], "gain": ["1", "2"]}
     box = widgets.explore(decay, temper=[1, 4], gain=[1, 2])
     bundle = box._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
@@ -267,7 +268,8 @@ def test_a_displayed_figure_has_words_and_loads_nothing(monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")  # what Plotly chooses in a Jupyter kernel
     bundle = decay(4, 1)._repr_mimebundle_()
     assert bundle["application/vnd.plotly.v1+json"]["data"]
-    assert 'aria-label="Decay with half-life 4 tokens, gain 1."' in bundle["text/html"]
+    assert ">Decay with half-life 4 tokens, gain 1.</figcaption>" in bundle["text/html"]
+    assert 'role="img"' in bundle["text/html"]
     assert "src=" not in bundle["text/html"]
     assert bundle["text/plain"] == "Decay with half-life 4 tokens, gain 1."
     json.dumps(bundle["application/vnd.plotly.v1+json"]["layout"]["meta"])

@@ -1,21 +1,24 @@
 """The reader's Plotly stays the reader's, and an exported notebook shows every figure without a network."""
 
 import contextlib
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 from plotly.offline import get_plotlyjs
+from sphinx.errors import ExtensionError
 
 from liger_mini.teaching import book
 from liger_mini.teaching.figures import as_html, course_map, display
+from liger_mini.teaching.pdf import chromium
 
 PLOTLY = "application/vnd.plotly.v1+json"
 IMPORTS = """
@@ -84,7 +87,7 @@ def test_an_output_carries_the_figure_twice_and_its_words(notebook):
     outputs = bundles(notebook)
     assert [set(output) for output in outputs] == [{PLOTLY, "text/html", "text/plain"}] * len(FIGURES)
     assert [output["text/plain"] for output in outputs[:2]] == [course_map().layout.meta["alt"], "A line of slope 2."]
-    assert 'aria-label="A line of slope 2."' in outputs[1]["text/html"]
+    assert ">A line of slope 2.</figcaption>" in outputs[1]["text/html"]
     assert "widgets" not in notebook.metadata
 
 
@@ -130,24 +133,57 @@ def test_the_book_drops_the_copy_in_the_outputs():
     (left,) = [node.astext() for node in document.findall(nodes.raw)]
     assert "plotly.js v" not in left
     assert left.startswith("<figure")
-    assert "Plotly.newPlot" in left
+    assert "drawFigure(" in left
+
+
+def test_a_figure_without_words_or_a_name_is_refused():
+    figure = course_map()
+    with pytest.raises(ValueError, match=r"without a title: `new_figure` takes one"):
+        as_html(figure.update_layout(title=None))
+    with pytest.raises(ValueError, match=r"without alt text: call `described"):
+        as_html(course_map().update_layout(meta={"alt": ""}))
+
+
+def cell(outputs=(), count=1):
+    """A code cell that ran."""
+    return {"cell_type": "code", "source": ["x"], "execution_count": count, "outputs": list(outputs), "metadata": {}}
+
+
+def shows(**data):
+    return {"output_type": "display_data", "data": data}
+
+
+BAD = {
+    "was not executed": cell(count=None),
+    "raised ValueError: no": cell([{"output_type": "error", "ename": "ValueError", "evalue": "no"}]),
+    "a figure without alt text": cell([shows(**{PLOTLY: {"layout": {}}})]),
+    "a picture without alt text": cell([shows(**{"image/png": "…"})]),
+    "an <img> without alt": cell([shows(**{"text/html": ["<img src='x.svg'>"]})]),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_the_book_refuses_a_notebook_and_names_file_and_cell(words, tmp_path):
+    notebook = tmp_path / "notebooks" / "03-bad.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text(json.dumps({"cells": [cell(), BAD[words]]}), "utf-8")
+    (found,) = book.faults(notebook)
+    assert found.startswith(f"{notebook}, cell 2: ")
+    assert words in found
+    with pytest.raises(ExtensionError, match=r"03-bad\.ipynb, cell 2"):
+        book.prepare(SimpleNamespace(srcdir=tmp_path))
 
 
 @contextlib.contextmanager
 def offline_page():
     """A page of a headless Chromium that reaches no network."""
-    install = "to look at the page in a browser: pip install playwright, then apt-get install chromium"
-    playwright = pytest.importorskip("playwright.sync_api", reason=install)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip(install)
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    arguments += ["--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=arguments)
-        page = browser.new_context(offline=True, viewport={"width": 1000, "height": 900}).new_page()
-        yield page
-        browser.close()
+    pytest.importorskip("playwright", reason="to look at the page in a browser: pip install playwright")
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(chromium())
+        except RuntimeError as missing:
+            pytest.skip(str(missing))
+        yield browser.new_context(offline=True, viewport={"width": 1000, "height": 900}).new_page()
 
 
 @pytest.mark.slow
@@ -165,5 +201,5 @@ def test_a_browser_without_a_network_draws_every_figure(notebook, tmp_path):
         heights = page.eval_on_selector_all("figure .main-svg", "all => all.map(svg => svg.clientHeight)")
         assert drawn == [True] * len(FIGURES)
         assert min(heights) > 200
-        assert page.locator("figure .slider-container").count() == 1  # the widget's twin
+        assert page.locator("figure input[type=range]").count() == 1  # the widget's twin
         assert complaints == []

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -100,6 +100,17 @@ class Report:
         """JSON-ready, derived values included; None where there was no question, or no reach."""
         derived = {name: getattr(self, name) for name in ("perplexity", "recall_inside", "recall_outside")}
         return _finite({**asdict(self), **derived})
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` wrote, read back from a record."""
+        return cls(
+            **{name: record[name] for name in ("loss", "loss_tinyworld", "loss_pydocs", "window")},
+            recall={place: Recall(**counted) for place, counted in record["recall"].items()},
+            recall_by_distance=[(furthest, Recall(**counted)) for furthest, counted in record["recall_by_distance"]],
+            recall_by_rivals=[(n, Recall(**counted)) for n, counted in record.get("recall_by_rivals", [])],
+            reach=math.inf if record["reach"] is None else record["reach"],
+        )
 
 
 def _finite(x: Any) -> Any:

@@ -51,7 +51,7 @@ def course_map() -> go.Figure:
         x=[x for x, _ in places],
         y=[y for _, y in places],
         mode="markers+text",
-        marker={"size": 30, "color": "white", "line": {"color": "#0072B2", "width": 2}},
+        marker={"size": 30, "color": "#ffffff", "line": {"color": "#0072B2", "width": 2}},
         text=list(CHAPTERS),
         hovertext=[f"{chapter.title}, {graded[n]} graded tasks" for n, chapter in CHAPTERS.items()],
         hoverinfo="text",

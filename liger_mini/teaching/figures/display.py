@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import html
 import re
+import uuid
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -18,6 +20,7 @@ from IPython.display import display
 from plotly.io.base_renderers import PlotlyRenderer
 from plotly.offline import get_plotlyjs
 
+FIGURE_JS = Path(__file__).with_name("figure.js")
 _carrier: tuple[str | None, int] | None = None  # the cell, and its run, whose output brought plotly.js
 
 
@@ -56,21 +59,27 @@ def alt_text(figure: go.Figure) -> str:
 
 
 def as_html(figure: go.Figure, include_plotlyjs: bool = False) -> str:
-    """The figure as interactive HTML with its words; the page must bring plotly.js unless it is included.
+    """The figure as interactive HTML: a name, the plot, its words; the page must bring `scripts` unless they are included.
 
-    The script is a module, so it runs once the whole page is read: plotly.js may stand anywhere in it.
+    What draws it, figure.js beside this module, makes a keyboard's sliders of ``layout.meta["controls"]`` and a table on
+    request. The script that calls it is a module, so it runs once the whole page is read.
+
+    Raises:
+        ValueError: a figure without alt text, or without a title.
     """
-    plot = figure.to_html(
-        full_html=False,
-        auto_play=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    plot = re.sub(r'<script(?: type="text/javascript")?>', '<script type="module">', plot)
-    words = html.escape(alt_text(figure))
+    meta, name = figure.layout.meta or {}, figure.layout.title.text
+    if not meta.get("alt") or not name:
+        missing = "alt text: call `described(figure, words)`" if name else "a title: `new_figure` takes one"
+        raise ValueError(f"a figure without {missing}; whoever cannot see it needs both")
+    plot, name = f"figure-{uuid.uuid4()}", html.escape(name.replace("<br>", " "))
+    height = meta.get("height") or figure.layout.height or 450  # 450: Plotly's own
+    content = (figure.to_json() or "").replace("</", "<\\/")  # no word in it ends the script
     return (
-        f'{_plotlyjs() if include_plotlyjs else ""}<figure role="group" aria-label="{words}" style="margin:1.5rem 0">'
-        f'{plot}<figcaption style="color:#555;font-size:.85em">{words}</figcaption></figure>'
+        f'{scripts() if include_plotlyjs else ""}<figure role="group" aria-label="{name}" style="margin:1.5rem 0">'
+        f'<div class="title" aria-hidden="true" style="font-weight:600">{name}</div><div id="{plot}" role="img" '
+        f'class="plotly-graph-div" aria-label="{name}" aria-describedby="{plot}-words" style="height:{height}px"></div>'
+        f'<figcaption id="{plot}-words" style="font-size:.85em">{html.escape(meta["alt"])}</figcaption>'
+        f'<script type="application/json">{content}</script><script type="module">drawFigure("{plot}")</script></figure>'
     )
 
 
@@ -97,10 +106,11 @@ def request() -> dict[str, Any]:
     return getattr(get_ipython(), "get_parent", dict)()
 
 
-def _plotlyjs() -> str:
-    return f"<script data-plotlyjs>{get_plotlyjs()}</script>"
+def scripts() -> str:
+    """plotly.js and what draws the course's figures with it, for a page that stands alone."""
+    return f"<script data-plotlyjs>{get_plotlyjs()}\n{FIGURE_JS.read_text('utf-8')}</script>"
 
 
 def without_plotlyjs(page: str) -> str:
-    """The HTML less its copy of plotly.js, for pages that load it from a file of its own."""
+    """The HTML less its copy of plotly.js and figure.js, for pages that load them from files."""
     return re.sub(r"<script data-plotlyjs>.*?</script>", "", page, flags=re.DOTALL)

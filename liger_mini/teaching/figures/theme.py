@@ -27,8 +27,8 @@ pio.templates["liger_mini"] = go.layout.Template(
         "font": {"family": "system-ui, sans-serif", "size": 14, "color": "#1a1a1a"},
         "colorway": COLOURS,
         "title": {"x": 0.02, "font": {"size": 16}},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "paper_bgcolor": "#ffffff",
+        "plot_bgcolor": "#ffffff",
         "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
         "yaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
         "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
@@ -48,7 +48,7 @@ def new_figure(title: str, x: str | None, y: str | None, *, height: int = 420) -
 def described(figure: go.Figure, alt: str) -> Figure:
     """The figure with its alt text: what a reader who cannot see it has to know, numbers included."""
     figure = figure if isinstance(figure, Figure) else Figure(figure)
-    return figure.update_layout(meta={"alt": alt})
+    return figure.update_layout(meta={**(figure.layout.meta or {}), "alt": alt})
 
 
 def line(i: int) -> dict:
@@ -101,7 +101,8 @@ def add_dots(figure: go.Figure, series: Mapping[str, Mapping[str, tuple[float, f
 def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Figure:
     """`draw` over all values of its controls, as one figure with a slider that needs no kernel.
 
-    With several controls the slider walks through every combination, the last one fastest.
+    Where Plotly's own front ends draw it, the slider walks through every combination, the last one fastest. In HTML
+    figure.js gives each control a slider of its own, by ``layout.meta["controls"]``.
 
     Args:
         draw: keyword arguments -> a figure; every figure has the same traces. controls: name -> the values to show.
@@ -116,6 +117,7 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Fi
     how = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     steps = [{"label": n, "method": "animate", "args": [[n], how]} for n in names]
     below = {"steps": steps, "active": 0, "y": -0.3, "len": 0.9, "x": 0.05, "pad": {"t": 40}, "ticklen": 4}
-    figure.update_layout(sliders=[below], height=(figure.layout.height or 420) + 110)
+    height, labels = figure.layout.height or 420, {name: [str(v) for v in values] for name, values in controls.items()}
+    figure.update_layout(sliders=[below], height=height + 110, meta={"controls": labels, "height": height})
     told = " ".join(f"At {n}: {alt_text(f)}" for n, f in zip((names[0], names[-1]), (drawn[0], drawn[-1])))
     return described(figure, f"{alt_text(drawn[0])} A slider shows {len(names)} settings. {told}")

@@ -1,0 +1,24 @@
+// Boxes that scroll can be reached by keyboard, and only those.
+(() => {
+  const BOXES = '.highlight pre, .output pre, .wide, .pst-scrollable-table-container, mjx-container[display="true"], div.math, .cell_output .output'
+  const reach = () => document.querySelectorAll(BOXES).forEach(box => {
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1
+    const overflow = getComputedStyle(box)
+    if (scrolls && [overflow.overflowX, overflow.overflowY].some(how => how === 'auto' || how === 'scroll')) box.tabIndex = 0
+    else if (!box.matches('.wide')) box.removeAttribute('tabindex')
+  })
+  addEventListener('load', reach)
+  addEventListener('resize', reach)
+  // the rows of a matrix that every filter lets through
+  const filter = () => document.querySelectorAll('.matrix tbody tr').forEach(row => {
+    row.hidden = [...document.querySelectorAll('.filters select')].some(by => by.value && row.dataset[by.dataset.by] !== by.value)
+  })
+  addEventListener('change', event => event.target.closest('.filters') && filter())
+  // buttons that the theme draws as a picture alone; its tooltips take the title away
+  const name = () => document.querySelectorAll('button:not([aria-label])').forEach(button => {
+    const words = button.title || button.dataset.bsOriginalTitle
+    if (words) button.setAttribute('aria-label', words)
+  })
+  addEventListener('DOMContentLoaded', name)
+  addEventListener('load', name)
+})()

@@ -1,0 +1,203 @@
+"""Every page as a reader meets it: two themes, three widths, no network but the site itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.book.conftest import SITE, pages
+
+WIDTHS = (390, 768, 1440)
+MEGABYTES = 8
+# inside a plot and a formula there is nothing to read but what their names say; code is looked at once, below
+SKIPPED = {"exclude": [[".main-svg"], ["mjx-container"], [".highlight"]]}
+# axe's other rules do not depend on colours, so they run once, in the light
+RULES = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
+OPTIONS = {"resultTypes": ["violations"], "preload": False}
+# what sticks out of the page
+STICKING_OUT = """() => {
+  const wide = document.documentElement.clientWidth
+  if (document.documentElement.scrollWidth <= wide) return []
+  return [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > wide + 1)
+    .slice(0, 5).map(e => e.outerHTML.slice(0, 120))
+}"""
+
+
+def audit(page, context, **more) -> list[dict]:
+    """What axe finds on a page."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return Axe().run(page, context=context, options={**OPTIONS, **more}).response["violations"]
+
+
+def grave(found: list[dict]) -> list[str]:
+    """The serious and critical findings, with the elements they are about."""
+    return [
+        f"{violation['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for violation in found
+        for node in violation["nodes"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+
+
+def pictures(page, name: str, theme: str) -> list[str]:
+    """Keep the whole page at every width; what sticks out of it."""
+    folder = SITE / "screenshots" / theme
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for width in WIDTHS[::-1]:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)  # Plotly draws anew a moment later
+        out += [f"{width}: {element}" for element in page.evaluate(STICKING_OUT)]
+        path = folder / f"{name.removesuffix('.html').replace('/', '-')}-{width}.png"
+        page.screenshot(path=path, full_page=True)
+    page.set_viewport_size({"width": WIDTHS[-1], "height": 900})
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pages())
+def test_a_page_fits_and_can_be_read(name, read, keep):
+    """At every width, in both themes, without any request to elsewhere; its pictures are kept."""
+    reader = read(name)
+    page, loaded = reader.page, reader.bytes
+    first = page.evaluate("performance.getEntriesByName('figure drawn')[0]?.startTime ?? null")
+    out, found = [], []
+    for theme, rules in RULES.items():
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        out += pictures(page, name, theme)
+        found += audit(page, SKIPPED, **rules)
+    axe = {violation["id"]: [violation["impact"], len(violation["nodes"])] for violation in found}
+    keep(name, {"page": name, "bytes": loaded, "first figure (ms)": first, "axe": axe})
+    assert out == []
+    assert grave(found) == []
+    assert loaded < MEGABYTES * 1_000_000
+    assert page.locator("h1:visible").count() == 1
+
+
+@pytest.mark.slow
+def test_the_page_begins_in_the_readers_theme(read):
+    assert [
+        read("book/intro.html", theme).page.evaluate("document.documentElement.dataset.theme") for theme in RULES
+    ] == list(RULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", RULES)
+def test_code_has_contrast(theme, read):
+    page = read("notebooks/03-gated-recurrences.html", theme).page
+    assert grave(audit(page, {"include": [[".highlight"]]}, runOnly=["color-contrast"])) == []
+
+
+def with_sliders() -> list[str]:
+    """The pages on which a figure has sliders, as their files say."""
+    from tests.book.conftest import HTML
+
+    return [name for name in pages() if '"controls":{' in (HTML / name).read_text("utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", with_sliders())
+def test_sliders_move_their_figures_by_keyboard(name, read):
+    """Each control of each figure: another drawing, other words; and it says its value."""
+    page = read(name).page
+    figures = page.locator("figure:has(.controls)")
+    assert figures.count() > 0
+    for figure in figures.all():
+        drawing, words = figure.locator(".main-svg").first, figure.locator("figcaption")
+        for control in figure.locator("input[type=range]").all():
+            assert control.evaluate("input => input.closest('label').innerText").strip()
+            before = (drawing.inner_html(), words.inner_text())
+            value = control.get_attribute("aria-valuetext")
+            control.focus()
+            control.press("End")
+            page.wait_for_timeout(150)
+            after = (drawing.inner_html(), words.inner_text())
+            assert after[0] != before[0]
+            assert after[1] != before[1]
+            assert control.get_attribute("aria-valuetext") != value
+
+
+@pytest.mark.slow
+def test_a_figure_gives_its_numbers_as_a_table(read):
+    page = read("book/intro.html").page
+    figure = page.locator("figure").first
+    figure.locator("summary").click()
+    rows = figure.locator("details table tbody tr")
+    assert rows.count() > 5
+    assert rows.first.locator("td").count() >= 4
+    assert "Transformer" in figure.locator("details thead").inner_text()
+
+
+@pytest.mark.slow
+def test_figures_follow_the_theme(read):
+    page = read("book/intro.html", "light").page
+    ink = "getComputedStyle(document.querySelector('figure .xtitle')).fill"
+    light = page.evaluate(ink)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function(f"{ink} !== '{light}'")
+    assert (light, page.evaluate(ink)) == ("rgb(26, 26, 26)", "rgb(232, 232, 232)")
+
+
+@pytest.mark.slow
+def test_the_matrix_can_be_filtered(read):
+    page = read("book/equivalence.html").page
+    rows = page.locator(".matrix tbody tr:visible")
+    every = rows.count()
+    page.get_by_label("structure").select_option("kda")
+    page.get_by_label("number type").select_option("bfloat16")
+    assert rows.count() == 3 < every
+    assert all("kda" in words and "within" in words for words in rows.all_inner_texts())
+
+
+TERMS = {  # what a reader would look for -> a page that has to be among the answers
+    "half-life": "notebooks/02-gates-from-keys",
+    "feature map": "notebooks/01-attention-to-recurrence",
+    "chunked": "notebooks/04-the-chunked-form",
+    "autotune": "notebooks/05-triton-kernels",
+    "window": "notebooks/06-liger-attention",
+    "AutoModelForCausalLM": "notebooks/07-linearize-a-model",
+    "LoRA": "notebooks/08-lora-recovery",
+    "branch ablation": "notebooks/09-does-the-recurrence-work",
+    "crossover": "notebooks/10-speed",
+    "delta rule": "notebooks/11-the-delta-rule",
+    "HGRN2": "notebooks/03-gated-recurrences",
+    "log_gate": "book/reference",
+    "gated_recurrence": "book/reference",
+    "sliding_window_attention": "book/reference",
+    "linearize": "book/reference",
+    "branch_ablation": "book/reference",
+    "temper": "book/glossary",
+}
+
+
+@pytest.mark.slow
+def test_search_finds_terms_symbols_and_names(read):
+    reader = read("search.html")
+    missed = []
+    for term, where in TERMS.items():
+        reader.page.goto(f"{reader.address}/search.html?q={term}", wait_until="load")
+        reader.page.wait_for_function("document.querySelector('#search-results p')?.textContent.includes('found')")
+        links = reader.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+        if not any(where in link for link in links):
+            missed.append((term, where, links[:5]))
+    assert missed == []
+
+
+@pytest.mark.slow
+def test_the_keyboard_reaches_the_page_and_shows_where_it_is(read):
+    """The first stop skips the navigation; every stop has a name; where one is can be seen."""
+    page = read("book/intro.html").page
+    nameless, seen = [], 0
+    for stop in range(40):
+        page.keyboard.press("Tab")
+        at = page.evaluate(
+            """() => { const e = document.activeElement, how = getComputedStyle(e)
+            return [e.innerText || e.getAttribute('aria-label') || e.title || '', e.outerHTML.slice(0, 90),
+                    how.outlineStyle !== 'none' || how.boxShadow !== 'none'] }"""
+        )
+        if stop == 0:
+            assert at[0] == "Skip to main content"
+        seen += at[2]
+        nameless += [at[1]] if not at[0].strip() or not at[2] else []
+    assert nameless == []
+    assert seen == 40
