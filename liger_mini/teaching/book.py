@@ -105,7 +105,9 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 def finish_page(app: Any, name: str, template: str, context: dict[str, Any], document: nodes.document | None) -> None:
     """Leave out scripts that a page has no use for, and write the line under a chapter's title."""
     body = context.get("body", "")
-    unused = () if "plotly-graph-div" in body else NEEDED_FOR_FIGURES
+    unused: tuple[str, ...] = () if "plotly-graph-div" in body else NEEDED_FOR_FIGURES
+    unused += () if 'class="math' in body else ("tex-chtml",)
+    context["without_icon_script"] = lambda head: re.sub(r"<script [^>]*fontawesome\.js[^>]*></script>", "", head)
     kept = {}
     for script in context.get("script_files", []):
         words = f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body', '')}"
