@@ -153,7 +153,7 @@ TERMS = {  # what a reader would look for -> a page that has to be among the ans
     "half-life": "notebooks/02-gates-from-keys",
     "feature map": "notebooks/01-attention-to-recurrence",
     "chunked": "notebooks/04-the-chunked-form",
-    "autotune": "notebooks/05-triton-kernels",
+    "Triton": "notebooks/05-triton-kernels",
     "window": "notebooks/06-liger-attention",
     "AutoModelForCausalLM": "notebooks/07-linearize-a-model",
     "LoRA": "notebooks/08-lora-recovery",
@@ -176,7 +176,9 @@ def test_search_finds_terms_symbols_and_names(read):
     missed = []
     for term, where in TERMS.items():
         reader.page.goto(f"{reader.address}/search.html?q={term}", wait_until="load")
-        reader.page.wait_for_function("document.querySelector('#search-results p')?.textContent.includes('found')")
+        reader.page.wait_for_function(
+            "/found|did not match/.test(document.querySelector('.search-summary')?.textContent)"
+        )
         links = reader.page.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
         if not any(where in link for link in links):
             missed.append((term, where, links[:5]))
