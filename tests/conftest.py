@@ -1,5 +1,6 @@
 """Shared fixtures: one seed a test, tiny random models, and the embedded teacher loaded once."""
 
+import contextlib
 import os
 
 import pytest
@@ -85,3 +86,17 @@ def teacher():
     from liger_mini.experiments import load_teacher
 
     return load_teacher()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, one for all tests of a process; a machine without one skips with a sentence, but not where CI is set."""
+    pytest.importorskip("playwright", reason="to read pages in a browser: pip install playwright")
+    from liger_mini.teaching.pdf import chromium
+
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(chromium())
+        except RuntimeError as missing:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(missing))
+        yield running

@@ -1,6 +1,5 @@
 """The reader's Plotly stays the reader's, and an exported notebook shows every figure without a network."""
 
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from sphinx.errors import ExtensionError
 
 from liger_mini.teaching import book
 from liger_mini.teaching.figures import as_html, course_map, display
-from liger_mini.teaching.pdf import chromium
 
 PLOTLY = "application/vnd.plotly.v1+json"
 IMPORTS = """
@@ -174,32 +172,28 @@ def test_the_book_refuses_a_notebook_and_names_file_and_cell(words, tmp_path):
         book.prepare(SimpleNamespace(srcdir=tmp_path))
 
 
-@contextlib.contextmanager
-def offline_page():
-    """A page of a headless Chromium that reaches no network."""
-    pytest.importorskip("playwright", reason="to look at the page in a browser: pip install playwright")
-    with contextlib.ExitStack() as stack:
-        try:
-            browser = stack.enter_context(chromium())
-        except RuntimeError as missing:
-            pytest.skip(str(missing))
-        yield browser.new_context(offline=True, viewport={"width": 1000, "height": 900}).new_page()
+@pytest.fixture
+def offline_page(browser):
+    """A page that reaches no network."""
+    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 900})
+    yield context.new_page()
+    context.close()
 
 
 @pytest.mark.slow
-def test_a_browser_without_a_network_draws_every_figure(notebook, tmp_path):
+def test_a_browser_without_a_network_draws_every_figure(notebook, tmp_path, offline_page):
     path = Path(tmp_path, "notebook.html")
     path.write_text(exported(notebook), encoding="utf-8")
-    with offline_page() as page:
-        page.route(re.compile("^https?:"), lambda route: route.fulfill(body=""))  # nbconvert's own scripts: nothing
-        complaints = []
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(path.as_uri(), wait_until="load")
-        page.wait_for_selector(f":nth-match(figure:has(.main-svg), {len(FIGURES)})", timeout=20_000)
-        drawn = page.eval_on_selector_all("figure", "all => all.map(f => f.querySelectorAll('.main-svg').length > 0)")
-        heights = page.eval_on_selector_all("figure .main-svg", "all => all.map(svg => svg.clientHeight)")
-        assert drawn == [True] * len(FIGURES)
-        assert min(heights) > 200
-        assert page.locator("figure input[type=range]").count() == 1  # the widget's twin
-        assert complaints == []
+    page = offline_page
+    page.route(re.compile("^https?:"), lambda route: route.fulfill(body=""))  # nbconvert's own scripts: nothing
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri(), wait_until="load")
+    page.wait_for_selector(f":nth-match(figure:has(.main-svg), {len(FIGURES)})", timeout=20_000)
+    drawn = page.eval_on_selector_all("figure", "all => all.map(f => f.querySelectorAll('.main-svg').length > 0)")
+    heights = page.eval_on_selector_all("figure .main-svg", "all => all.map(svg => svg.clientHeight)")
+    assert drawn == [True] * len(FIGURES)
+    assert min(heights) > 200
+    assert page.locator("figure input[type=range]").count() == 1  # the widget's twin
+    assert complaints == []

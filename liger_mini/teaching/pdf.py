@@ -66,17 +66,17 @@ def in_order(html: Path) -> list[str]:
     return list(dict.fromkeys([first, *(posixpath.normpath(f"book/{link}") for link in links)]))
 
 
-def print_edition(html: Path, out: Path) -> int:
+def print_edition(html: Path, out: Path, browser: Any) -> int:
     """Write all pages of a built site into one PDF, with an outline, page numbers, and links that lead inside it.
 
     Args:
-        html: the folder of the built site. out: the file to write.
+        html: the folder of the built site. out: the file to write. browser: as `chromium` gives one.
     Returns: how many pages it has.
     """
     from pypdf import PdfReader, PdfWriter
 
     pages = in_order(html)
-    with served(html) as address, chromium() as browser:
+    with served(html) as address:
         page = browser.new_page(color_scheme="light", viewport={"width": 800, "height": 1100})
         parts = {name: PdfReader(io.BytesIO(_printed(page, f"{address}/{name}"))) for name in pages}
         count = sum(len(part.pages) for part in parts.values())
@@ -144,4 +144,5 @@ def _lead_inside(writer: Any, i: int, name: str, part: Any, begins: dict[str, in
 
 
 if __name__ == "__main__":
-    print(f"{print_edition(Path(sys.argv[1]), Path(sys.argv[2]))} pages in {sys.argv[2]}")
+    with chromium() as started:
+        print(f"{print_edition(Path(sys.argv[1]), Path(sys.argv[2]), started)} pages in {sys.argv[2]}")

@@ -6,15 +6,13 @@ build/site/screenshots, numbers in build/site/measured.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from liger_mini.teaching.pdf import chromium, served
+from liger_mini.teaching.pdf import served
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "site"
@@ -47,18 +45,6 @@ def address(site) -> Iterator[str]:
     """Where the site is served, without a slash at its end."""
     with served(site) as where:
         yield where
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Headless Chromium; a machine without one skips with a sentence, but not where CI is set."""
-    pytest.importorskip("playwright", reason="to read the book in a browser: pip install playwright")
-    with contextlib.ExitStack() as stack:
-        try:
-            running = stack.enter_context(chromium())
-        except RuntimeError as missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(missing))
-        yield running
 
 
 class Reader:

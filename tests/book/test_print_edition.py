@@ -11,11 +11,11 @@ from tests.book.conftest import SITE
 
 @pytest.fixture(scope="module")
 def edition(site, browser):
-    """The PDF, written anew. `browser` is asked for because it skips where there is none."""
+    """The PDF, written anew."""
     pypdf = pytest.importorskip("pypdf", reason="for the print edition: pip install pypdf")
     from liger_mini.teaching.pdf import print_edition
 
-    count = print_edition(site, SITE / "liger_mini.pdf")
+    count = print_edition(site, SITE / "liger_mini.pdf", browser)
     reader = pypdf.PdfReader(SITE / "liger_mini.pdf")
     assert len(reader.pages) == count
     return reader
