@@ -115,6 +115,9 @@ def finish_page(app: Any, name: str, template: str, context: dict[str, Any], doc
         if not any(skipped in words for skipped in ("thebe", "THEBE", *unused)):
             kept.setdefault(words, script)
     context["script_files"] = list(kept.values())
+    # a list whose items have a deprecated role of their own is no list to a screen reader
+    body = re.sub(r' role="(list|doc-biblioentry)"', "", body) if "doc-biblioentry" in body else body
+    context["body"] = body
     if document is not None and name.startswith("notebooks/"):
         context["body"] = body.replace("</h1>", f"</h1>{about(app, name, document)}", 1)
 
