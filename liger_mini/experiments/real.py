@@ -71,7 +71,7 @@ WAYS: dict[str, Way] = {
     "paper's way": window(64, 0, structure="gla", mix=0.5),
     **{f"{name}, half": window(64, structure=name, mix=0.5) for name in structures},
     **{f"{name}, a tenth": window(64, structure=name, mix=(0.1, 1.0)) for name in structures},
-    "gated_deltanet, a tenth, window 16": window(16, mix=(0.1, 1.0)),
+    "hedgehog_deltanet, a tenth, window 16": window(16, structure="hedgehog_deltanet", mix=(0.1, 1.0)),
     "recovered": Way(adapter="smollm2"),
     "learned features": dataclasses.replace(
         window(64, structure="gla", mix=0.5), change=learned_features, train_in_full=("q_features", "k_features")
@@ -105,10 +105,9 @@ PLANS = {
             "lightnet, a tenth",
             "learned features",
             "window 16 + sink",
-            "gated_deltanet, a tenth, window 16",
+            "hedgehog_deltanet, a tenth, window 16",
         ),
         SHORT,
-        length=512,  # what a laptop does in half an hour for each way; the measured rows are twice as long
     ),
     "long": Plan(("teacher", "window 64 + sink", CHOSEN), dataclasses.replace(SHORT, steps=1000)),
 }
