@@ -63,6 +63,7 @@ book: $(EXECUTED)  ## the Jupyter Book, in build/site/_build/html; needs no netw
 
 .PHONY: site-test
 site-test: book  ## build the book, and read it in a browser: links, widths, themes, accessibility, the printed edition
+	rm -rf $(SITE)/measured $(SITE)/screenshots
 	$(SIDE_BY_SIDE) -p no:cacheprovider tests/book
 
 .PHONY: pdf

@@ -9,10 +9,12 @@
   })
   addEventListener('load', reach)
   addEventListener('resize', reach)
-  // the rows of a matrix that every filter lets through
-  const filter = () => document.querySelectorAll('.matrix tbody tr').forEach(row => {
-    row.hidden = [...document.querySelectorAll('.filters select')].some(by => by.value && row.dataset[by.dataset.by] !== by.value)
-  })
+  // the rows of a table that every filter lets through, and how many they are
+  const filter = () => {
+    const chosen = [...document.querySelectorAll('.filters select')], rows = [...document.querySelectorAll('.matrix tbody tr')]
+    rows.forEach(row => { row.hidden = chosen.some(by => by.value && row.cells[by.dataset.column].textContent !== by.value) })
+    document.querySelector('.filters output').textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} rows`
+  }
   addEventListener('change', event => event.target.closest('.filters') && filter())
   // buttons that the theme draws as a picture alone; its tooltips take the title away
   const name = () => document.querySelectorAll('button:not([aria-label])').forEach(button => {

@@ -79,6 +79,7 @@ def recover(
     Under `torchrun` or `accelerate launch` the batch is spread over the processes (the Trainer's DDP): same global batch,
     same losses. A last batch that is not full is left out. Running the same call again after an interruption goes on from
     the last complete checkpoint, to the same losses. A finished run is not repeated: its adapter is loaded and merged.
+    Whatever is raised, the model is as it was before.
 
     What needs less memory for the same losses (`micro_batch_size`, `gradient_checkpointing`) may change in between. Rows in
     memory (a list, a `datasets.Dataset`) are all looked at before the first step; of others the 16 by which the run knows
@@ -102,7 +103,6 @@ def recover(
             not be read.
         MemoryError: of the GPU or the machine; the last checkpoint is kept.
         FloatingPointError: a gradient became NaN or infinite; the last checkpoint is kept.
-        Whatever is raised, the model is as it was before.
     """
     output_dir = Path(output_dir)
     _check(model, dataset, recipe, train_in_full)

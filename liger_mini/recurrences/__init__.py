@@ -76,9 +76,11 @@ def slot_recurrence(
         slot_write: how strongly each slot takes the token in (GSA: 1 - α).
         log_gate: log α ≤ 0, one value for each slot.
         initial_state: (K̃ᵀ, Ṽ), float32; zeros if None.
-        The rest, and what is raised, as in `gated_recurrence`.
+        cu_seqlens, backend: as in `gated_recurrence`.
     Returns:
         o, and (K̃ᵀ, Ṽ) after the last token.
+    Raises:
+        ValueError, RuntimeError: as in `gated_recurrence`.
     """
     check_backend(backend)
     check_inputs(q, {"k": k, "v": v, "slot_write": slot_write, "log_gate": log_gate})
@@ -112,7 +114,7 @@ def delta_recurrence(
         k: of length one, or at least so short that β ‖k‖² ≤ 2.
         beta: how much of the difference is written, in [0, 2]: 0 writes nothing, 1 replaces, 2 reflects.
         log_gate: log α ≤ 0: one value for each head, or for each key channel; None forgets nothing.
-        The rest as in `gated_recurrence`.
+        initial_state, cu_seqlens, backend: as in `gated_recurrence`.
     Raises:
         ValueError: beta outside [0, 2] or NaN, keys that are too long; and what `gated_recurrence` raises.
     """

@@ -24,10 +24,12 @@ from liger_mini.support.tables import Table
 from liger_mini.teaching.figures import alt_text, as_html, recall_by_distance
 from liger_mini.teaching.figures.display import FIGURE_JS, without_plotlyjs
 from liger_mini.teaching.figures.theme import described
+from liger_mini.teaching.glossary import link_first_uses
 from liger_mini.teaching.matrix import equivalence_matrix
 
 PLOTLY = "application/vnd.plotly.v1+json"
 WORDS_A_MINUTE = 180  # of prose with formulas
+MAP, GITHUB = "notebooks/00-quickstart", "https://github.com/"
 NEEDED_FOR_FIGURES = ("plotly.min.js", "figure.js")
 
 
@@ -41,6 +43,7 @@ def setup(app: Any) -> dict[str, bool]:
     if "sphinx.ext.autodoc" in app.extensions:
         app.connect("autodoc-process-docstring", as_written, priority=1)
     app.connect("doctree-read", drop_copies)
+    app.connect("doctree-read", link_first_uses)
     app.connect("html-page-context", finish_page, priority=900)
     for script in NEEDED_FOR_FIGURES:
         app.add_js_file(script, defer="defer")
@@ -118,30 +121,36 @@ def finish_page(app: Any, name: str, template: str, context: dict[str, Any], doc
     # a list whose items have a deprecated role of their own is no list to a screen reader
     body = re.sub(r' role="(list|doc-biblioentry)"', "", body) if "doc-biblioentry" in body else body
     context["body"] = body
-    if document is not None and name.startswith("notebooks/"):
-        context["body"] = body.replace("</h1>", f"</h1>{about(app, name, document)}", 1)
+    if document is not None:
+        above = about(app, name, document) if name.startswith("notebooks/") else ""
+        where_we_are = f'<a href="{context["pathto"](MAP)}#a-map-of-the-course">Map of the course</a>'
+        context["body"] = body.replace("</h1>", f'</h1><div class="about-page">{where_we_are}{above}</div>', 1)
 
 
 def about(app: Any, name: str, document: nodes.document) -> str:
     """How long a chapter reads, where it stands in the course, and how a reader runs it."""
     prose = " ".join(p.astext() for p in document.findall(nodes.paragraph))
-    minutes = f"{max(1, round(len(prose.split()) / WORDS_A_MINUTE))} minutes to read"
+    place = f"{max(1, round(len(prose.split()) / WORDS_A_MINUTE))} minutes to read"  # a chapter says that itself
     chapters = [path.stem for path in executed(app.srcdir) if path.parent.name == "notebooks"]
-    place = minutes  # a chapter says itself how long it takes
     if (chapter := name.rpartition("/")[2]) in chapters:
-        at = chapters.index(chapter)
-        place = (
-            f'chapter {at} of {len(chapters) - 1} <progress value="{at}" max="{len(chapters) - 1}" '
-            'aria-label="progress through the course"></progress> · <a href="00-quickstart.html#a-map-of-the-course">map</a>'
-        )
-    repository = app.config.course_repository
+        at, last = chapters.index(chapter), len(chapters) - 1
+        bar = f'<progress value="{at}" max="{last}" aria-label="progress through the course"></progress>'
+        place = f"chapter {at} of {last} {bar}"
+    repository = app.config.course_repository.rstrip("/")
     address = html.escape(repository) or "&lt;the repository's address&gt;"
-    launch = f' <a href="{address}">Open the repository</a>.' if repository else ""
     return (
-        f'<div class="about-page">{place}<details><summary>Run it yourself</summary>'
+        f" · {place}<details><summary>Run it yourself</summary>"
         f"<p>Clone the repository, <code>git clone {address}</code>. In its folder <code>make lab</code> opens JupyterLab; "
-        f"this page is <code>{name}.ipynb</code> there, with live sliders.{launch}</p></details></div>"
+        f"this page is <code>{name}.ipynb</code> there, with live sliders.{launch(repository, name)}</p></details>"
     )
+
+
+def launch(repository: str, name: str) -> str:
+    """Links to a notebook on the web, and to a machine that can run it; empty without the address of a repository."""
+    places = {"Open the notebook in the repository": f"{repository}/blob/main/{name}.ipynb"} if repository else {}
+    if repository.startswith(GITHUB):
+        places["Open a machine in the browser"] = repository.replace(GITHUB, "https://codespaces.new/")
+    return "".join(f' <a class="launch" href="{html.escape(at)}">{words}</a>' for words, at in places.items())
 
 
 class Status(Directive):

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import logging
 
 from liger_mini.support.provenance import provenance
+from liger_mini.support.records import machine
 from liger_mini.teaching.tier import tier
 
 
@@ -15,5 +16,4 @@ def prologue(seed: int = 0) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading weights; recovery has its own
     here = provenance()
-    machine = here["gpu"] or f"{here['processor']}, {here['threads']} threads"
-    print(f"tier {tier()!r}; {machine}; torch {here['torch']}, transformers {here['transformers']}")
+    print(f"tier {tier()!r}; {machine(here)}; torch {here['torch']}, transformers {here['transformers']}")

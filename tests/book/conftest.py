@@ -34,6 +34,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="the site is not built; `make site-test` builds and tests it"))
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """All pages together, as the last tests measured them."""
+    measured = [json.loads(path.read_text("utf-8")) for path in sorted((SITE / "measured").glob("*.json"))]
+    if not measured:
+        return
+    counted: dict[str, dict[str, int]] = {}
+    for rule, (impact, times) in (found for page in measured for found in page["axe"].items()):
+        counted.setdefault(impact, {}).setdefault(rule, 0)
+        counted[impact][rule] += times
+    heaviest = max(measured, key=lambda page: page["bytes"])
+    drawn = [page for page in measured if page["first figure (ms)"] is not None]
+    terminalreporter.write_line(f"{len(measured)} pages read; axe: {counted or 'nothing'}")
+    terminalreporter.write_line(f"heaviest: {heaviest['page']}, {heaviest['bytes'] / 1e6:.2f} MB")
+    if drawn:
+        slowest = max(drawn, key=lambda page: page["first figure (ms)"])
+        terminalreporter.write_line(f"latest first figure: {slowest['page']}, {slowest['first figure (ms)']:.0f} ms")
+
+
 @pytest.fixture(scope="session")
 def site() -> Path:
     """The folder of the built site."""

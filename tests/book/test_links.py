@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -54,6 +55,11 @@ def parsed(path: Path) -> Page:
     return Page(path.read_text("utf-8"))
 
 
+def chapters() -> list[str]:
+    """The chapters' pages."""
+    return [name for name in pages() if re.match(r"notebooks/\d", name)]
+
+
 def is_outside(link: str) -> bool:
     return urlsplit(link).scheme not in ("", "data") or bool(urlsplit(link).netloc)
 
@@ -89,6 +95,21 @@ def test_the_site_has_the_pages_it_should(site):
     there = set(pages())
     looked_up = "intro results equivalence experiments commands reference notation glossary bibliography changelog status teaching"
     assert {f"book/{name}.html" for name in looked_up.split()} <= there
-    chapters = {name for name in there if name.startswith("notebooks/") and "exercises" not in name}
-    assert len(chapters) >= 12
-    assert all(parsed(HTML / name).figures for name in chapters)
+    assert len(chapters()) >= 12
+    assert all(parsed(HTML / name).figures for name in chapters())
+
+
+def test_the_reference_takes_no_sentence_for_a_name(site):
+    """What napoleon reads as the name of a parameter or an exception is one."""
+    page = (site / "book" / "reference.html").read_text("utf-8")
+    names = re.findall(r"<li><p><strong>(.*?)</strong>(?: \((.*?)\))?", page)
+    assert len(names) > 60
+    assert [found for found in names if found[1] or not re.fullmatch(r"\**\w+(, \w+)*", found[0])] == []
+    assert page.count("viewcode-link") > 20  # from each name to its code
+
+
+@pytest.mark.parametrize("name", chapters())
+def test_a_chapter_links_each_word_of_the_glossary_once(name, site):
+    found = [urlsplit(link).fragment for link in parsed(site / name).links if "glossary.html#term-" in link]
+    assert len(found) >= 5
+    assert len(found) == len(set(found))

@@ -94,7 +94,8 @@ def add_dots(figure: go.Figure, series: Mapping[str, Mapping[str, tuple[float, f
         told.append(f"{name}: {', '.join(words)}")
     figure.update_xaxes(title_font={"size": 13})
     figure.update_yaxes(categoryorder="array", categoryarray=models, autorange="reversed", automargin=True)
-    figure.update_layout(height=200 + 26 * len(models), showlegend=len(series) > 1, legend_y=-70 / (26 * len(models)))
+    tall = max(26 * len(models), 132)  # of the rows together: few rows still need room for axis and legend
+    figure.update_layout(height=200 + tall, showlegend=len(series) > 1, legend_y=-70 / tall)
     return told
 
 
