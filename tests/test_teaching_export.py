@@ -15,7 +15,7 @@ from nbconvert.preprocessors import ExecutePreprocessor
 from plotly.offline import get_plotlyjs
 from sphinx.errors import ExtensionError
 
-from liger_mini.teaching import book
+from liger_mini.teaching import book, glossary
 from liger_mini.teaching.figures import as_html, course_map, display
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -197,3 +197,56 @@ def test_a_browser_without_a_network_draws_every_figure(notebook, tmp_path, offl
     assert min(heights) > 200
     assert page.locator("figure input[type=range]").count() == 1  # the widget's twin
     assert complaints == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "links"),
+    [
+        ("", []),
+        ("https://git.example/me/fork", ["https://git.example/me/fork/blob/main/notebooks/03.ipynb"]),
+        (
+            "https://github.com/me/fork",
+            ["https://github.com/me/fork/blob/main/notebooks/03.ipynb", "https://codespaces.new/me/fork"],
+        ),
+    ],
+)
+def test_one_setting_makes_the_buttons_that_open_a_chapter_elsewhere(repository, links):
+    assert re.findall(r'href="([^"]*)"', book.launch(repository, "notebooks/03")) == links
+
+
+GLOSSARY = """# Glossary
+
+:::{glossary}
+gate
+  The share that survives.
+
+half-life
+  In tokens.
+
+inside, between
+  Where an answer was told.
+
+linearize
+  Replace softmax.
+:::
+"""
+
+
+def test_a_chapter_leads_to_the_glossary_where_it_first_uses_a_word(tmp_path):
+    nodes, utils = pytest.importorskip("docutils.nodes"), pytest.importorskip("docutils.utils")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "glossary.md").write_text(GLOSSARY, "utf-8")
+
+    def linked(name):
+        said = "Gated Retention is between names. Linearizing needs gates, a log-gate, one gate: a half life."
+        document = utils.new_document(name)
+        document += nodes.title("", "The gate")
+        document += nodes.paragraph("", "", nodes.literal("", "gate"), nodes.Text(said), nodes.emphasis("", "inside"))
+        app = SimpleNamespace(env=SimpleNamespace(docname=name), srcdir=tmp_path)
+        glossary.link_first_uses(app, document)
+        assert document.astext().replace("\n", "") == f"The gategate{said}inside"
+        return [(link.astext(), link["reftarget"]) for link in document.findall(glossary.pending_xref)]
+
+    told = [("Linearizing", "linearize"), ("gates", "gate"), ("half life", "half-life"), ("inside", "inside, between")]
+    assert linked("notebooks/03-chapter") == told
+    assert linked("book/notation") == linked("notebooks/exercises/03-exercises") == []

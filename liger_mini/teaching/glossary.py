@@ -24,7 +24,7 @@ def entries(glossary: str) -> list[str]:
 
 def forms(entry: str) -> list[str]:
     """What a text may say for a headword, as a regular expression each: its plural, a verb's forms, several words joined."""
-    words = [re.escape(word).replace(r"\ ", "[- ]") for word in entry.split(", ")]
+    words = ["[- ]".join(map(re.escape, re.split("[- ]", word))) for word in entry.split(", ")]
     return [f"{word[:-1]}(?:e|es|ed|ing)" if word.endswith("e") else f"{word}s?" for word in words]
 
 

@@ -19,6 +19,8 @@ from urllib.parse import unquote, urlsplit
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update"]
 MARGINS = {"top": "16mm", "bottom": "18mm", "left": "14mm", "right": "14mm"}
+DRAWN = "[...document.querySelectorAll('figure .plotly-graph-div')].every(g => g.querySelector('.main-svg'))"
+PATIENCE = 400_000  # milliseconds; also where many share few cores
 NUMBERS = "<style>div{{height:297mm;position:relative;break-after:page}}p{{position:absolute;bottom:6mm;width:210mm;text-align:center;font:9pt sans-serif;margin:0}}body{{margin:0}}</style>{}"
 
 
@@ -78,6 +80,7 @@ def print_edition(html: Path, out: Path, browser: Any) -> int:
     pages = in_order(html)
     with served(html) as address:
         page = browser.new_page(color_scheme="light", viewport={"width": 800, "height": 1100})
+        page.set_default_timeout(PATIENCE)
         parts = {name: PdfReader(io.BytesIO(_printed(page, f"{address}/{name}"))) for name in pages}
         count = sum(len(part.pages) for part in parts.values())
         page.set_content(NUMBERS.format("".join(f"<div><p>{i + 1}</p></div>" for i in range(count))))
@@ -101,13 +104,16 @@ def print_edition(html: Path, out: Path, browser: Any) -> int:
     return count
 
 
+def settle(page: Any) -> None:
+    """Wait until a page's figures are drawn and its formulas are set."""
+    page.wait_for_function(DRAWN)
+    page.evaluate("window.MathJax?.startup?.promise?.then(() => true)")
+
+
 def _printed(page: Any, address: str) -> bytes:
     """One page of the site, its figures drawn and its foldable parts open."""
     page.goto(address, wait_until="load")
-    page.wait_for_function(
-        "[...document.querySelectorAll('figure .plotly-graph-div')].every(g => g.querySelector('.main-svg'))",
-        timeout=120_000,
-    )
+    settle(page)
     page.evaluate("document.querySelectorAll('.bd-article details').forEach(d => { d.open = !d.closest('figure') })")
     return page.pdf(format="A4", margin=MARGINS, print_background=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from liger_mini.teaching.pdf import served
+from liger_mini.teaching.pdf import PATIENCE, served, settle
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "build" / "site"
@@ -74,7 +74,7 @@ class Reader:
             color_scheme=theme, viewport={"width": width, "height": 900}, reduced_motion="reduce"
         )
         self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)  # two workers on two busy cores
+        self.page.set_default_timeout(PATIENCE)
         self.page.route("**/*", self._let_through)
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -92,12 +92,10 @@ class Reader:
             self.complaints.append(f"{response.status} for {response.url}")
 
     def open(self, page: str):
-        """Go there, and wait until the theme's late script and all figures in sight are done."""
+        """Go there, and wait until the theme's late script and all figures and formulas are done."""
         self.page.goto(f"{self.address}/{page}", wait_until="load")
         self.page.wait_for_function("document.documentElement.dataset.theme !== ''")
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('figure .plotly-graph-div')].every(g => g.querySelector('.main-svg'))"
-        )
+        settle(self.page)
         return self.page
 
 
