@@ -10,6 +10,7 @@ A finished row is a file of its own, so an interrupted table goes on where it wa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -379,25 +380,25 @@ def table(result: dict[str, Any], against: str, text: str = "pydocs") -> Table:
 def recall_table(result: dict[str, Any]) -> Table:
     """Share of right answers of each way, with its standard error (questions about one text are not independent)."""
 
-    def cell(found: dict[str, Any], task: str) -> str:
-        asked = found["recall"][task]
+    def share(task: str, way: tuple[str, dict[str, Any]]) -> str:
+        asked = way[1]["recall"][task]
         right, error = mean(torch.tensor(asked["right"], dtype=torch.float64), asked["text"])
         return f"{right:.2f} ± {error:.2f}"
 
-    columns = {"model": lambda item: item[0]}
-    columns |= {
-        f"{task}, {n} tokens back": lambda item, task=task, n=n: cell(item[1], f"{task}, {n}") for task, n in ASKED
-    }
+    columns: dict[str, Callable] = {"model": lambda way: way[0]}
+    columns |= {f"{task}, {n} tokens back": functools.partial(share, f"{task}, {n}") for task, n in ASKED}
     return Table.of(result["ways"].items(), columns, "Share of answers written right; a number is whole or wrong.")
 
 
 def far_table(result: dict[str, Any]) -> Table:
     """Loss of each way in the bins of `EDGES`."""
-    columns = {"model": lambda item: item[0]}
-    columns |= {
-        f"to {edge:,}": lambda item, i=i: "{1:.3f} ± {2:.3f}".format(*item[1]["far"]["edges"][i])
-        for i, edge in enumerate(EDGES)
-    }
+
+    def loss(bin: int, way: tuple[str, dict[str, Any]]) -> str:
+        _, centre, error = way[1]["far"]["edges"][bin]
+        return f"{centre:.3f} ± {error:.3f}"
+
+    columns: dict[str, Callable] = {"model": lambda way: way[0]}
+    columns |= {f"to {edge:,}": functools.partial(loss, i) for i, edge in enumerate(EDGES)}
     return Table.of(result["ways"].items(), columns, f"Nats per token of {FAR_ROWS} rows of pydocs, by position.")
 
 
