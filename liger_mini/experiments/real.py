@@ -39,7 +39,7 @@ from liger_mini.support.tables import Table
 
 EVERYTHING = 8192  # a window over every row that is read here: the teacher's own attention
 # tasks of recall, and how many tokens back the answer is: near, and beyond what thirty windows of 16 pass on
-ASKED = (("phone_book", 100), ("phone_book", 500), ("passkey", 500))
+ASKED = (("phone_book", 100), ("passkey", 100), ("passkey", 500))
 EDGES, FAR_ROWS = (512, 1024, 2048, 4096, 8192), 4
 
 
