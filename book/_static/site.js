@@ -21,6 +21,13 @@
     const words = button.title || button.dataset.bsOriginalTitle
     if (words) button.setAttribute('aria-label', words)
   })
+  // the theme's sidebar is a landmark, so that a screen reader can go there and leave it out
+  const place = () => {
+    const sidebar = document.getElementById('pst-primary-sidebar')
+    sidebar?.setAttribute('role', 'complementary')
+    sidebar?.setAttribute('aria-label', 'The book')
+  }
+  addEventListener('DOMContentLoaded', place)
   addEventListener('DOMContentLoaded', name)
   addEventListener('load', name)
 })()

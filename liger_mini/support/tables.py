@@ -44,7 +44,8 @@ class Table:
     def _repr_html_(self) -> str:
         left, right = (f'style="text-align:{side};padding:.2em .7em"' for side in ("left", "right"))
         sides = [left, *[right] * len(self.head[1:])]
-        head = "".join(f'<th scope="col" {side}>{html.escape(cell)}</th>' for side, cell in zip(sides, self.head))
+        tops = [(side, html.escape(cell)) for side, cell in zip(sides, self.head)]
+        head = "".join(f'<th scope="col" {side}>{cell}</th>' if cell else "<td></td>" for side, cell in tops)
         body = "".join(
             f'<tr><th scope="row" {left}>{html.escape(name)}</th>'
             + "".join(f"<td {right}>{html.escape(cell)}</td>" for cell in cells)

@@ -11,7 +11,9 @@ from tests.book.conftest import SITE, pages
 WIDTHS = (390, 768, 1440)
 MEGABYTES = 8
 PICTURED = {390: "dark", 768: "light", 1440: "light"}
-TOLERATED: dict[str, str] = {}  # axe's rules that may find something moderate or minor -> why that stays
+TOLERATED = {  # axe's rules that may find something moderate or minor -> why that stays
+    "empty-table-header": "Markdown has no other way to write a table's empty corner",
+}
 # inside a plot and a formula there is nothing to read but what their names say; code is looked at once, below
 SKIPPED = {"exclude": [[".main-svg"], ["mjx-container"], [".highlight"]]}
 # axe's other rules do not depend on colours, so they run once, in the light
@@ -152,8 +154,9 @@ def test_figures_follow_the_theme(read):
 @pytest.mark.slow
 def test_results_can_be_filtered(read):
     page = read("book/results.html").page
-    for name, value in {"structure": "gla", "number type": "bfloat16", "machine": "AMD EPYC, 1 thread"}.items():
-        page.get_by_label(name).select_option(value)
+    page.get_by_label("structure").select_option("gla")
+    page.get_by_label("number type").select_option("bfloat16")
+    page.get_by_label("machine").select_option(index=1)
     rows = page.locator(".matrix tbody tr:visible").all_inner_texts()
     assert len(rows) == 3  # naive, chunked, triton
     assert all(
