@@ -87,14 +87,14 @@ class Beside:
 
     def _repr_html_(self) -> str:
         left = 'style="text-align:left;padding:.3em .7em;vertical-align:top"'
-        head = "".join(f'<th scope="col" {left}>{html.escape(x)}</th>' for x in ("", *self.head))
+        head = "".join(f'<th scope="col" {left}>{html.escape(x)}</th>' for x in self.head)
         code = lambda x: f"<td {left}><code>{html.escape(x)}</code></td>"  # noqa: E731
         body = "".join(
             f'<tr><th scope="row" {left}>{html.escape(what)}</th>{code(a)}{code(b)}</tr>' for what, a, b in self.rows
         )
         return (
             '<div class="wide" tabindex="0" style="overflow-x:auto">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
 
