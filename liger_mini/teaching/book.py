@@ -123,7 +123,8 @@ def finish_page(app: Any, name: str, template: str, context: dict[str, Any], doc
     context["body"] = body
     if document is not None:
         above = about(app, name, document) if name.startswith("notebooks/") else ""
-        where_we_are = f'<a href="{context["pathto"](MAP)}#a-map-of-the-course">Map of the course</a>'
+        chapter = "" if name == MAP else context["pathto"](MAP)
+        where_we_are = f'<a href="{chapter}#a-map-of-the-course">Map of the course</a>'
         context["body"] = body.replace("</h1>", f'</h1><div class="about-page">{where_we_are}{above}</div>', 1)
 
 
