@@ -91,7 +91,7 @@ def _cell(error: float, tolerance: float) -> str:
 def all_runs() -> str:
     """Every recorded run that is of one structure, as a table with filters: what was measured, when, and on what."""
     rows = [[*run[:3], *(f"<td>{html.escape(cell)}</td>" for cell in run[3:])] for run in runs()]
-    return filtered_table(RUN, rows, len(RUN_BY), f"{len(rows)} runs.", "every recorded run of a structure")
+    return filtered_table(RUN, rows, len(RUN_BY), f"{len(rows)} runs.", "all recorded runs")
 
 
 def runs() -> Iterator[tuple[str, ...]]:

@@ -26,7 +26,9 @@ FITTED = """() => [...document.querySelectorAll('figure .plotly-graph-div')].eve
 STICKING_OUT = """() => {
   const wide = document.documentElement.clientWidth
   if (document.documentElement.scrollWidth <= wide) return []
-  return [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > wide + 1)
+  const boxed = e => e && (getComputedStyle(e).overflowX !== 'visible' || boxed(e.parentElement))
+  return [...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > wide + 1 && !boxed(e.parentElement.closest('body *')))
     .slice(0, 5).map(e => e.outerHTML.slice(0, 120))
 }"""
 

@@ -105,7 +105,6 @@ def test_the_reference_takes_no_sentence_for_a_name(site):
     names = re.findall(r"<li><p><strong>(.*?)</strong>(?: \((.*?)\))?", page)
     assert len(names) > 60
     assert [found for found in names if found[1] or not re.fullmatch(r"\**\w+(, \w+)*", found[0])] == []
-    assert page.count("viewcode-link") > 20  # from each name to its code
 
 
 @pytest.mark.parametrize("name", chapters())
