@@ -170,6 +170,12 @@ def judge(
     return result
 
 
+def train_baselines(output_dir: str | Path, output: str | Path) -> None:
+    """Judge the course's own entries in `output_dir`, and write the record that every leaderboard shows to `output`."""
+    entries = [judge(Submission(name), name, output_dir) for name in BASELINES]
+    write_atomically(Path(output), json.dumps({"provenance": provenance(), "entries": entries}, indent=1))
+
+
 def _give(model: PreTrainedModel, structure: Structure) -> None:
     for layer in liger_layers(model):
         layer.structure = structure
