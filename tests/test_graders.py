@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from liger_mini.experiments import graders
-from liger_mini.teaching import check_exercise
+from liger_mini.teaching import check_exercise, recorded
 from liger_mini.teaching.exercises import check
 from liger_mini.teaching.exercises.check import tasks
 from liger_mini.teaching.exercises.grade import grade
@@ -231,7 +231,10 @@ BAD = {
     "killed": (killed, "ended the interpreter .SIGSEGV."),
     "interrupts": (interrupting, "KeyboardInterrupt, in line \\d+: `raise KeyboardInterrupt`"),
     "raises what cannot be printed": (unprintable, "Your code raises Silent.*in line \\d+: `raise Silent`"),
-    "has no such operation": (lambda q, k, v, state: (q.long().softmax(-1), state), "NotImplementedError: .* not implemented for .Long."),
+    "has no such operation": (
+        lambda q, k, v, state: (q.long().softmax(-1), state),
+        "NotImplementedError: .* not implemented for .Long.",
+    ),
     "sparse": (lambda q, k, v, state: (v.to_sparse(), state), "o is a tensor of the layout torch.sparse_coo"),
     "nested": (lambda q, k, v, state: (torch.nested.nested_tensor([*v]), state), "o is a nested tensor"),
     "elsewhere": (
@@ -379,6 +382,12 @@ def test_a_kernel_without_gpu_or_interpreter_says_what_to_set(monkeypatch):
     assert 'os.environ["TRITON_INTERPRET"] = "1"' in check_exercise("90.1", 17.0).message
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert check_exercise("90.1", 17.0).passed
+
+
+def test_the_record_is_of_these_tasks():
+    """After a change of a task: python -m liger_mini graders --output data/results/graders.json"""
+    there = {row["task"]: (row["title"], row["mistakes"]) for row in recorded("graders")["rows"]}
+    assert there == {number: (task.title, len(task.mistakes)) for number, task in TASKS.items()}
 
 
 def test_the_record_shows_a_hole():

@@ -10,7 +10,9 @@ from liger_mini.experiments import capstone
 def describe(parser: ArgumentParser) -> None:
     parser.add_argument("submission", nargs="?", help="a Python file that defines `structure`; none: the leaderboard")
     parser.add_argument("--name", help="on the leaderboard; by default the file's")
-    parser.add_argument("--baselines", action="store_true", help="train the course's own entries, and record them in --output")
+    parser.add_argument(
+        "--baselines", action="store_true", help="train the course's own entries, and record them in --output"
+    )
     shared.output(parser, "runs/capstone-cpu.json")
     shared.output_dir(parser, "runs/capstone")
 
