@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from liger_mini import linearize
 from liger_mini.experiments import load_teacher, real
 from liger_mini.experiments.report import real_page
 from liger_mini.recovery import Recipe
@@ -70,7 +71,7 @@ def test_training_is_the_same_for_all_and_goes_on_where_it_was(tmp_path, monkeyp
     (tmp_path / "window-64-sink.json").unlink()
     asked = []
     monkeypatch.setattr(
-        real, "run_one", lambda load, name, *rest, once=real.run_one: asked.append(name) or once(load, name, *rest)
+        real, "made", lambda load, name, *rest, once=real.made: asked.append(name) or once(load, name, *rest)
     )
     again = real.run(tmp_path, plan="screen", ways=ways, **changes, **SMALL)
     assert asked == ["window 64 + sink"]
@@ -79,10 +80,77 @@ def test_training_is_the_same_for_all_and_goes_on_where_it_was(tmp_path, monkeyp
         real.run(tmp_path, plan="screen", ways=ways, **{**changes, "steps": 3}, **SMALL)
 
 
+def test_more_can_be_asked_of_a_way_without_making_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "ASKED", (("passkey", 60),))
+    monkeypatch.setattr(real, "EDGES", (64, 128))
+    ways = ["teacher", "window 16"]
+    result = real.run(tmp_path, plan="untrained", ways=ways, measures=["text", "far"], **SMALL)
+    monkeypatch.setattr(real, "made", None)  # asked again, nothing is made
+    assert real.run(tmp_path, plan="untrained", ways=ways, measures=["far"], **SMALL)["ways"]["teacher"].keys() == {
+        "far"
+    }
+    (edge, near, _), (_, farther, _) = result["ways"]["teacher"]["far"]["edges"]
+    tokens = real.pydocs_tokens("heldout", load_teacher()[1])
+    rows = [tokens[i * 128 : (i + 1) * 128] for i in range(real.FAR_ROWS)]
+    whole = real.row_losses(load_teacher()[0], rows).mean().item()
+    assert edge == 64
+    assert (63 * near + 64 * farther) / 127 == pytest.approx(whole, abs=1e-5)
+    assert real.far_table(result).rows[0][1] == f"{near:.3f} ± {result['ways']['teacher']['far']['edges'][0][2]:.3f}"
+
+
+def test_recall_is_counted_by_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "ASKED", (("phone_book", 100),))
+    answers = {"right": [1, 1, 1, 0, 0, 0], "text": [0, 0, 0, 1, 1, 1], "distance": [100] * 6, "chance": 0.25}
+    table = real.recall_table({"ways": {"one": {"recall": {"phone_book, 100": answers}}}})
+    assert table.rows == [["one", "0.50 ± 0.50"]]  # two texts, one all right and one all wrong
+
+
+def test_one_normaliser_is_one_average_over_everything():
+    model, _ = load_teacher()
+    window, T = 5, 23
+    linearize(model, structure="linear", window=window, sinks=2, mix=(0.0, 1.0))
+    real.one_normaliser(model)
+    layer = real.liger_layers(model)[0]
+    K, groups = layer.head_dim, model.config.num_attention_heads // model.config.num_key_value_heads
+    torch.manual_seed(0)
+    q = torch.randn(1, groups, T, K)
+    k, v = torch.randn(2, 1, 1, T, K)
+    assert not layer.recurrence(q, k, v, None, None, None).any()
+    o = layer.windowed(q, k, v, None, None, None)
+    phi_q, phi_k = q.softmax(-1), k.softmax(-1)
+    for t in range(T):
+        inside = [s for s in range(t + 1) if s > t - window or s < 2]
+        weights = torch.stack(
+            [
+                ((q[0, :, t] @ k[0, 0, s]) / K**0.5).exp() if s in inside else K * phi_q[0, :, t] @ phi_k[0, 0, s]
+                for s in range(t + 1)
+            ],
+            -1,
+        )  # [H, t + 1]
+        expected = weights @ v[0, 0, : t + 1] / weights.sum(-1, keepdim=True)
+        torch.testing.assert_close(o[0, t], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_ramp_is_silent_while_the_window_sees_everything():
+    model, _ = load_teacher()
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        told = model(ids).logits
+        linearize(model, structure="gla", window=16, mix=(1.0, 1.0))
+        flat = model(ids).logits
+        real.ramp(model)
+        ramped = model(ids).logits
+    torch.testing.assert_close(ramped[:, :16], told[:, :16], atol=2e-4, rtol=0)
+    assert (flat[:, :16] - told[:, :16]).abs().max() > 0.1
+    assert (ramped[:, 16:] - told[:, 16:]).abs().max() > 0.1
+
+
 def test_what_does_not_exist_is_named(tmp_path):
     with pytest.raises(ValueError, match="'untrained', 'screen', 'long'"):
         real.run(tmp_path, plan="scren")
     with pytest.raises(ValueError, match="'window 64 \\+ sink'"):
         real.run(tmp_path, ways=["window 65"])
+    with pytest.raises(ValueError, match="'text', 'recall', 'far'"):
+        real.run(tmp_path, measures=["txt"])
     with pytest.raises(ValueError, match="trains nothing, so steps cannot be changed"):
         real.run(tmp_path, steps=3)

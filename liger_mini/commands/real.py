@@ -17,6 +17,13 @@ def describe(parser: ArgumentParser) -> None:
     plans += "each; long: 1,000"
     parser.add_argument("--plan", choices=real.PLANS, default="journey", help=plans)
     parser.add_argument("--ways", nargs="+", default=None, help="some of the plan's, by name; all by default")
+    parser.add_argument(
+        "--measures",
+        nargs="+",
+        choices=real.MEASURES,
+        default=["text"],
+        help="text: loss, KL and agreement on two texts; recall: what it writes when asked; far: loss by position to 8,192",
+    )
     parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
     parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")
     parser.add_argument("--keep", type=Path, help="folder for the adapter of the only way, in bfloat16")
@@ -24,7 +31,7 @@ def describe(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    how = {"plan": options.plan, "ways": options.ways, "rows": options.rows}
+    how = {"plan": options.plan, "ways": options.ways, "rows": options.rows, "measures": options.measures}
     if options.against not in (ways := options.ways or real.PLANS[options.plan].ways):
         raise ValueError(f"--against {options.against!r} is not among the ways: {', '.join(map(repr, ways))}")
     if options.keep is not None and len(ways) != 1:
@@ -33,6 +40,11 @@ def run(options: Namespace) -> None:
     if options.keep is not None:
         (name,) = result["ways"]
         real.keep(result, name, options.output_dir, options.keep)
+    for measure in ("recall", "far"):
+        if measure in options.measures:
+            print(f"\n{real.TABLES[measure](result)}")
+    if "text" not in options.measures:
+        return
     for text in result["untouched"]:
         print(f"\n{real.table(result, options.against, text)}")
     from liger_mini.experiments.report import real_page  # draws with Plotly

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
 
-from liger_mini.convert import linearize
-from liger_mini.recurrences import gated_recurrence, slot_recurrence
-from liger_mini.support.paths import write_atomically
-from liger_mini.support.provenance import provenance
+from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recurrence
 from liger_mini.window import sliding_window_attention
 
 HEADS, WIDTH, WINDOW = 8, 64, 64
 
 
-def in_turns(variants: dict[str, Callable[[], Any]], *, repeats: int = 5) -> dict[str, dict[str, float]]:
-    """Median, fastest and slowest seconds of each variant, taken in turns after one warm-up each."""
+def in_turns(variants: Mapping[str, Callable[[], Any]], *, repeats: int = 5) -> dict[str, dict[str, Any]]:
+    """Seconds of each variant, taken in turns after one warm-up each: the median, the fastest, the slowest, all."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
@@ -40,41 +35,56 @@ def in_turns(variants: dict[str, Callable[[], Any]], *, repeats: int = 5) -> dic
             run()
             seconds[name].append(time.perf_counter() - start)
     return {
-        name: {"median_s": statistics.median(s), "fastest_s": min(s), "slowest_s": max(s), "repeats": repeats}
+        name: {
+            "median_s": statistics.median(s),
+            "fastest_s": min(s),
+            "slowest_s": max(s),
+            "repeats": repeats,
+            "seconds": s,
+        }
         for name, s in seconds.items()
     }
 
 
-def random_inputs(T: int) -> tuple[torch.Tensor, ...]:
-    """q, k, v and a vector log-gate with half-lives around 16 tokens, each [1, T, HEADS, WIDTH], from a seed of T's."""
+def random_inputs(
+    T: int, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """q, k, v and a vector log-gate with half-lives around 16 tokens, each [1, T, HEADS, WIDTH], from a seed of T's.
+
+    Of another dtype are q, k and v; a log-gate is float32.
+    """
     generator = torch.Generator().manual_seed(T)
     q, k, v, logits = (torch.randn(1, T, HEADS, WIDTH, generator=generator) for _ in range(4))
-    return q, k, v, F.logsigmoid(logits) / 16
+    inputs = (*(x.to(dtype) for x in (q, k, v)), F.logsigmoid(logits) / 16)
+    return tuple(x.requires_grad_(requires_grad) for x in inputs)
 
 
 @torch.no_grad()
 def chunked_against_naive(T: int = 2048) -> list[dict[str, Any]]:
     """Each recurrence in its two PyTorch forms, forward."""
     rows = []
-    for recurrence, run in _recurrences(*random_inputs(T)).items():
+    for recurrence, run in recurrences(*random_inputs(T)).items():
         times = in_turns({form: functools.partial(run, backend=form) for form in ("naive", "chunked")})
         ratio = times["naive"]["median_s"] / times["chunked"]["median_s"]
         rows.append({"recurrence": recurrence, "T": T, "times": times, "naive_over_chunked": ratio})
     return rows
 
 
-def _derived(log_gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A scalar gate and a slot write, leaves like the log-gate they come from."""
-    return tuple(x.detach().requires_grad_(log_gate.requires_grad) for x in (log_gate.mean(-1), -log_gate.expm1()))
+def recurrences(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor
+) -> dict[str, functools.partial]:
+    """One call of each recurrence on the same tensors, or on what is derived from them; all are leaves if they are."""
 
+    def leaf(x: torch.Tensor) -> torch.Tensor:
+        return x.detach().requires_grad_(log_gate.requires_grad)
 
-def _recurrences(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[str, Callable]:
-    """One call of each recurrence on the same tensors."""
-    scalar_gate, write = _derived(log_gate)
+    gate, write, keys = leaf(log_gate.mean(-1)), leaf(-log_gate.expm1().to(q.dtype)), leaf(F.normalize(k, dim=-1))
+    beta = leaf(v[..., 0].sigmoid())
     return {
         "diagonal": functools.partial(gated_recurrence, q, k, v, log_gate),
-        "scalar": functools.partial(gated_recurrence, q, k, v, scalar_gate),
-        "slots": lambda **how: slot_recurrence(q, k, v, write.to(q.dtype), log_gate, **how),
+        "scalar": functools.partial(gated_recurrence, q, k, v, gate),
+        "slots": functools.partial(slot_recurrence, q, k, v, write, log_gate),
+        "delta": functools.partial(delta_recurrence, q, keys, v, beta, gate),
     }
 
 
@@ -83,15 +93,16 @@ def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[st
     """How the chunked forms' time grows with T: the exponent p of time ~ T^p between the shortest and the longest."""
     inputs = {T: random_inputs(T) for T in lengths}
     rows = []
-    for recurrence in _recurrences(*inputs[lengths[0]]):
-        times = in_turns({str(T): _recurrences(*inputs[T])[recurrence] for T in lengths})
+    for recurrence in recurrences(*inputs[lengths[0]]):
+        runs = {str(T): functools.partial(recurrences(*inputs[T])[recurrence], backend="chunked") for T in lengths}
+        times = in_turns(runs)
         first, last = times[str(lengths[0])]["median_s"], times[str(lengths[-1])]["median_s"]
         exponent = math.log(last / first) / math.log(lengths[-1] / lengths[0])
         rows.append({"recurrence": recurrence, "times": times, "exponent": exponent})
     return rows
 
 
-def _softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def causal_softmax(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -103,11 +114,11 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
         q, k, v, log_gate = random_inputs(T)
 
         def liger() -> None:
-            gated_recurrence(q.softmax(-1), k.softmax(-1), v, log_gate)  # noqa: B023
+            gated_recurrence(q.softmax(-1), k.softmax(-1), v, log_gate, backend="chunked")  # noqa: B023
             sliding_window_attention(q, k, v, WINDOW)  # noqa: B023
 
         heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-        softmax = functools.partial(_softmax, *heads_first)
+        softmax = functools.partial(causal_softmax, *heads_first)
         times = in_turns({"liger": liger, "softmax": softmax}, repeats=3)
         rows.append(
             {"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]}
@@ -162,6 +173,12 @@ def decode_against_prefill(model: PreTrainedModel, T: int = 300) -> float:
     return (stepped - model(ids, use_cache=False).logits).abs().max().item()
 
 
+def reason(error: Exception) -> str:
+    """An error in one line, for a row that has nothing else."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+
+
 def kernels(
     lengths: tuple[int, ...] = (1024, 4096, 16384, 65536),
     *,
@@ -191,14 +208,17 @@ def kernels(
         for (recurrence, name), call in {**_kernels(*leaves), **_peers(*leaves)}.items():
             row = {"T": T, "B": shape[0], "H": heads, "K": width, "V": width, "dtype": "bfloat16"}
             row |= {"recurrence": recurrence, "implementation": name}
-            rows.append(row | _forward_and_backward(call, leaves, milliseconds))
+            try:
+                rows.append(row | _forward_and_backward(call, leaves, milliseconds))
+            except Exception as error:  # a kernel may raise anything: that is its result
+                rows.append(row | {"reason": reason(error)})
     return rows
 
 
 def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
     ours: dict[tuple, Callable] = {
         (recurrence, "liger_mini"): functools.partial(call, backend="triton")
-        for recurrence, call in _recurrences(q, k, v, log_gate).items()
+        for recurrence, call in recurrences(q, k, v, log_gate).items()
     }
     ours["window", "liger_mini"] = functools.partial(sliding_window_attention, q, k, v, WINDOW, backend="triton")
     return ours
@@ -206,18 +226,21 @@ def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.
 
 def _peers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:
     """flash-linear-attention's kernels for the same shapes where it is installed, and causal softmax attention."""
-    softmax = functools.partial(_softmax, *(x.transpose(1, 2) for x in (q, k, v)))
+    softmax = functools.partial(causal_softmax, *(x.transpose(1, 2) for x in (q, k, v)))
     peers: dict[tuple, Callable] = {("window", "softmax over everything (SDPA)"): softmax}
     if q.is_cuda and importlib.util.find_spec("fla"):
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
         from fla.ops.gla import chunk_gla
         from fla.ops.gsa import chunk_gsa
         from fla.ops.simple_gla import chunk_simple_gla
 
         how = {"scale": 1.0, "output_final_state": True}
-        scalar_gate, write = _derived(log_gate)
-        peers["diagonal", "fla"] = functools.partial(chunk_gla, q, k, v, log_gate, **how)
-        peers["scalar", "fla"] = functools.partial(chunk_simple_gla, q, k, v, scalar_gate, **how)
-        peers["slots", "fla"] = lambda: chunk_gsa(q, k, v, write.to(q.dtype), log_gate, **how)
+        diagonal, scalar, slots, delta = (call.args for call in recurrences(q, k, v, log_gate).values())
+        peers["diagonal", "fla"] = functools.partial(chunk_gla, *diagonal, **how)
+        peers["scalar", "fla"] = functools.partial(chunk_simple_gla, *scalar, **how)
+        peers["slots", "fla"] = functools.partial(chunk_gsa, *slots, **how)
+        *qkv, beta, gate = delta
+        peers["delta", "fla"] = functools.partial(chunk_gated_delta_rule, *qkv, g=gate, beta=beta, **how)
     return peers
 
 
@@ -240,40 +263,4 @@ def _forward_and_backward(call: Callable, leaves: tuple, milliseconds: Callable)
         before = torch.cuda.memory_allocated()
         both()
         result["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-    return result
-
-
-def run(output: str | Path = "runs/benchmark.json") -> dict[str, Any]:
-    """Everything above on this machine; prints a table and writes JSON."""
-    from liger_mini.experiments import WINDOW as DEMO_WINDOW
-    from liger_mini.experiments import load_teacher
-
-    teacher, _ = load_teacher()
-    model = linearize(teacher, window=DEMO_WINDOW)
-    decoded = decode(model)
-    first, last = decoded[0], decoded[-1]
-    result = {
-        "chunked_against_naive": chunked_against_naive(),
-        "growth": growth(),
-        "liger_against_softmax": liger_against_softmax(),
-        "decode": decoded,
-        "decode_seconds_ratio": last["seconds_per_token"] / first["seconds_per_token"],
-        "decode_state_ratio": last["state_bytes"] / first["state_bytes"],
-        "decode_against_prefill": decode_against_prefill(model),
-        "provenance": provenance(),
-    }
-    if torch.cuda.is_available():
-        result["kernels"] = kernels()
-    for row in result["chunked_against_naive"]:
-        print(f"{row['recurrence']}: naive / chunked at T = {row['T']}: {row['naive_over_chunked']:.1f} times")
-    for row in result["growth"]:
-        print(f"{row['recurrence']}: time grows as T^{row['exponent']:.2f} from T = 2048 to 16384")
-    for row in result["liger_against_softmax"]:
-        print(f"softmax / (recurrence + window) at T = {row['T']}: {row['softmax_over_liger']:.2f} times")
-    print(
-        f"decode, seconds per token at {last['context']} over {first['context']}: {result['decode_seconds_ratio']:.2f}"
-    )
-    print(f"decode, state bytes at {last['context']} over {first['context']}: {result['decode_state_ratio']:.2f}")
-    print(f"decode against prefill, largest logit difference: {result['decode_against_prefill']:.1e}")
-    write_atomically(Path(output), json.dumps(result, indent=1))
     return result

@@ -10,6 +10,7 @@ A finished row is a file of its own, so an interrupted table goes on where it wa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.attention import liger_layers
 from liger_mini.convert import linearize
-from liger_mini.corpora import Documentation, pydocs_rows, source_rows
-from liger_mini.evaluation import agreement, branches, paired, remember, row_losses
-from liger_mini.evaluation.language import Remembered
+from liger_mini.corpora import Documentation, pydocs_rows, pydocs_tokens, source_rows
+from liger_mini.evaluation import agreement, branches, loss_by_position, paired, remember, row_losses
+from liger_mini.evaluation.language import Remembered, mean
+from liger_mini.evaluation.language_tasks import TASKS, questions, recall_by_generation
 from liger_mini.evaluation.measure import BRANCHES
 from liger_mini.experiments.embedded import load_recovered, load_smollm2
-from liger_mini.experiments.variants import learned_features
+from liger_mini.experiments.variants import learned_features, one_normaliser, ramp
 from liger_mini.recovery import Recipe, recover
 from liger_mini.structures import structures
 from liger_mini.support.paths import claim, write_atomically
@@ -36,6 +38,9 @@ from liger_mini.support.provenance import provenance
 from liger_mini.support.tables import Table
 
 EVERYTHING = 8192  # a window over every row that is read here: the teacher's own attention
+# tasks of recall, and how many tokens back the answer is: near, and beyond what thirty windows of 16 pass on
+ASKED = (("phone_book", 100), ("passkey", 100), ("passkey", 500))
+EDGES, FAR_ROWS = (512, 1024, 2048, 4096, 8192), 4
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ def window(W: int, sinks: int = 1, *, structure: str = "gated_deltanet", mix: An
     return Way({"structure": structure, "window": W, "sinks": sinks, "mix": mix, **more})
 
 
+SHARES = {
+    "a fiftieth": 0.02,
+    "a twentieth": 0.05,
+    "a quarter": 0.25,
+    "as loud": 1.0,
+}  # of the recurrence, beside a whole window
 WAYS: dict[str, Way] = {
     "teacher": window(EVERYTHING, 0),
     "window 64": window(64, 0),
@@ -71,6 +82,14 @@ WAYS: dict[str, Way] = {
     "paper's way": window(64, 0, structure="gla", mix=0.5),
     **{f"{name}, half": window(64, structure=name, mix=0.5) for name in structures},
     **{f"{name}, a tenth": window(64, structure=name, mix=(0.1, 1.0)) for name in structures},
+    **{
+        f"hedgehog_deltanet, {name}": window(64, structure="hedgehog_deltanet", mix=(a, 1.0))
+        for name, a in SHARES.items()
+    },
+    "hedgehog_deltanet, a ramp": dataclasses.replace(
+        window(64, structure="hedgehog_deltanet", mix=(0.1, 1.0)), change=ramp
+    ),
+    "one normaliser": dataclasses.replace(window(64, structure="linear"), change=one_normaliser),
     "hedgehog_deltanet, a tenth, window 16": window(16, structure="hedgehog_deltanet", mix=(0.1, 1.0)),
     "recovered": Way(adapter="smollm2"),
     "learned features": dataclasses.replace(
@@ -130,7 +149,7 @@ class Texts:
         return cls(made, {name: remember(teacher, some) for name, some in made.items()})
 
 
-def measure(model: PreTrainedModel, texts: Texts) -> dict[str, Any]:
+def on_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
     """Loss, KL and agreement of each row of both texts, and, where there are two branches, the loss on pydocs of each."""
     found: dict[str, Any] = {}
     for name, rows in texts.rows.items():
@@ -147,35 +166,58 @@ def measure(model: PreTrainedModel, texts: Texts) -> dict[str, Any]:
     return found
 
 
-def run_one(
+def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
+    """What it writes when asked for something told `distance` tokens before: right (1) or not (0), question by question."""
+    found = {}
+    for task, distance in ASKED:
+        answers = recall_by_generation(model, tokenizer, questions(TASKS[task], tokenizer, distance))
+        found[f"{task}, {distance}"] = {
+            "right": [int(x) for x in answers.right.tolist()],
+            "text": answers.groups,
+            "distance": [question.distance for question in answers.questions],
+            "chance": answers.chance,
+        }
+    return found
+
+
+def far(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
+    """Loss by position in rows of 8,192 tokens of held-out documentation: [edge, mean, standard error] per bin."""
+    tokens = pydocs_tokens("heldout", tokenizer)
+    rows = [tokens[i * EDGES[-1] : (i + 1) * EDGES[-1]] for i in range(FAR_ROWS)]
+    return {"edges": loss_by_position(model, rows, EDGES), "rows": FAR_ROWS}
+
+
+Measure = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Texts], dict[str, Any]]
+MEASURES: dict[str, Measure] = {"text": on_texts, "recall": recall, "far": far}
+
+
+def made(
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]],
     name: str,
     plan: Plan,
-    texts: Texts,
+    length: int,
     output_dir: Path,
-) -> dict[str, Any]:
-    """Linearize, recover if the plan says so, measure."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Linearize, and recover if the plan says so: the model, its tokenizer, and how it was made."""
     way = WAYS[name]
     if way.adapter is not None:
-        model, _ = load_recovered(way.adapter)
-        return {"settings": {"adapter": way.adapter}} | measure(model, texts)
+        return *load_recovered(way.adapter), {"settings": {"adapter": way.adapter}}
     model, tokenizer = load()
     linearize(model, **way.settings)
-    found: dict[str, Any] = {"settings": way.settings}
+    how: dict[str, Any] = {"settings": way.settings}
     if way.change is not None:
         torch.manual_seed(0)
         way.change(model)
     if plan.recipe is not None:
-        length = min(plan.length, len(texts.rows["pydocs"][0]))
         recipe = plan.recipe
         if way.settings["window"] == EVERYTHING:  # its attention is the teacher's already: there is nothing to transfer
             recipe = dataclasses.replace(recipe, transfer_steps=0)
-        rows = Documentation(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
+        rows = Documentation(tokenizer, plan.recipe.rows, length=min(plan.length, length), seed=plan.recipe.seed)
         done = recover(
             model, rows, output_dir=output_dir, recipe=recipe, train_in_full=way.train_in_full, save_every=20
         )
-        found |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
-    return found | measure(model.eval(), texts)
+        how |= {"seconds": done.seconds, "tokens": done.tokens, "losses": done.losses}
+    return model.eval(), tokenizer, how
 
 
 def run(
@@ -183,6 +225,7 @@ def run(
     *,
     plan: str = "journey",
     ways: Iterable[str] | None = None,
+    measures: Iterable[str] = ("text",),
     rows: int | None = None,
     length: int = 1024,
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]] = load_smollm2,
@@ -194,12 +237,15 @@ def run(
         plan: "journey" (what comes along, beside its opponents), "untrained" (all ways), "screen" (100 rows of training for
             each) or "long" (1,000).
         ways: some of the plan's; None takes all.
+        measures: what is asked of each: "text" (loss, KL and agreement on two texts), "recall" (what it writes when asked for
+            something told before), "far" (loss by position to 8,192 tokens). More of them can be asked later: a recovery that
+            is done is not done again.
         rows: of each text, for a first look; None: as many as the plan has.
         length: tokens per row that is measured, and at most so many in training.
         load: makes the model to linearize, anew each time, and its tokenizer.
         changes: fields of the plan's recipe that are to be different, such as `steps` or `seed`.
     Raises:
-        ValueError: a plan or a way that does not exist, or a change to a plan without a recipe.
+        ValueError: a plan, a way or a measure that does not exist, or a change to a plan without a recipe.
         FileExistsError: `output_dir` holds another table, or something else.
     """
     if plan not in PLANS:
@@ -207,6 +253,8 @@ def run(
     chosen, asked = PLANS[plan], list(PLANS[plan].ways if ways is None else ways)
     if unknown := set(asked) - set(WAYS):
         raise ValueError(f"unknown ways {sorted(unknown)}: allowed are {', '.join(map(repr, WAYS))}")
+    if unknown := set(measures := tuple(measures)) - set(MEASURES):
+        raise ValueError(f"unknown measures {sorted(unknown)}: allowed are {', '.join(map(repr, MEASURES))}")
     if chosen.recipe is not None:
         chosen = dataclasses.replace(chosen, recipe=dataclasses.replace(chosen.recipe, **changes))
     elif changes:
@@ -229,12 +277,15 @@ def run(
         "ways": {},
     }
     for name in (bar := tqdm(asked, desc=plan, unit="way")):
-        path = _path(output_dir, name)
-        if not path.is_file():
-            found = run_one(load, name, chosen, texts, output_dir / path.stem)
-            write_atomically(path, json.dumps(found))
-        result["ways"][name] = json.loads(path.read_text("utf-8"))
-        bar.write(f"{name}: {_loss(result['ways'][name], 'pydocs')}")
+        paths = {measure: _path(output_dir, name, measure) for measure in measures}
+        if missing := [measure for measure, path in paths.items() if not path.is_file()]:
+            model, tokenizer, how = made(load, name, chosen, length, _path(output_dir, name).with_suffix(""))
+            for measure in missing:
+                write_atomically(paths[measure], json.dumps(how | MEASURES[measure](model, tokenizer, texts)))
+        found = {measure: json.loads(path.read_text("utf-8")) for measure, path in paths.items()}
+        result["ways"][name] = found.pop("text", {}) | found
+        if "text" in measures:
+            bar.write(f"{name}: {_loss(result['ways'][name], 'pydocs')}")
     result["provenance"] = provenance()
     write_atomically(output_dir / "real.json", json.dumps(result))
     return result
@@ -268,9 +319,10 @@ def keep(result: dict[str, Any], name: str, output_dir: str | Path, to: str | Pa
     write_atomically(to / "NOTICE.md", NOTICE)
 
 
-def _path(output_dir: Path, name: str) -> Path:
+def _path(output_dir: Path, name: str, measure: str = "text") -> Path:
     """Where a way's numbers are; its training is in the folder of that name."""
-    return output_dir / f"{name.replace(', ', '-').replace(' + ', '-').replace(' ', '-')}.json"
+    stem = name.replace(", ", "-").replace(" + ", "-").replace(" ", "-")
+    return output_dir / (f"{stem}.json" if measure == "text" else f"{stem}.{measure}.json")
 
 
 def _loss(found: dict[str, Any], text: str) -> str:
@@ -323,3 +375,31 @@ def table(result: dict[str, Any], against: str, text: str = "pydocs") -> Table:
         },
         f"{len(base['loss'])} rows of {result['length']} tokens of {text}; nats per token; differences are paired by row.",
     )
+
+
+def recall_table(result: dict[str, Any]) -> Table:
+    """Share of right answers of each way, with its standard error (questions about one text are not independent)."""
+
+    def share(task: str, way: tuple[str, dict[str, Any]]) -> str:
+        asked = way[1]["recall"][task]
+        right, error = mean(torch.tensor(asked["right"], dtype=torch.float64), asked["text"])
+        return f"{right:.2f} ± {error:.2f}"
+
+    columns: dict[str, Callable] = {"model": lambda way: way[0]}
+    columns |= {f"{task}, {n} tokens back": functools.partial(share, f"{task}, {n}") for task, n in ASKED}
+    return Table.of(result["ways"].items(), columns, "Share of answers written right; a number is whole or wrong.")
+
+
+def far_table(result: dict[str, Any]) -> Table:
+    """Loss of each way in the bins of `EDGES`."""
+
+    def loss(bin: int, way: tuple[str, dict[str, Any]]) -> str:
+        _, centre, error = way[1]["far"]["edges"][bin]
+        return f"{centre:.3f} ± {error:.3f}"
+
+    columns: dict[str, Callable] = {"model": lambda way: way[0]}
+    columns |= {f"to {edge:,}": functools.partial(loss, i) for i, edge in enumerate(EDGES)}
+    return Table.of(result["ways"].items(), columns, f"Nats per token of {FAR_ROWS} rows of pydocs, by position.")
+
+
+TABLES = {"recall": recall_table, "far": far_table}

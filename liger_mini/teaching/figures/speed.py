@@ -111,10 +111,12 @@ def kernel_times(rows: Sequence[Mapping[str, Any]], recurrence: str = "diagonal"
     """GPU times of a recurrence's implementations beside softmax and the window, forward, per token.
 
     Args:
-        rows: of `liger_mini.experiments.benchmark.kernels`. recurrence: "diagonal", "scalar" or "slots".
+        rows: of `liger_mini.experiments.benchmark.kernels`. recurrence: "diagonal", "scalar", "slots"
+            or "delta". A row without a time is left out.
     Raises:
         ValueError: no row of that recurrence.
     """
+    rows = [row for row in rows if "forward_ms" in row]
     known = sorted({row["recurrence"] for row in rows} - {"window"})
     if recurrence not in known:
         raise ValueError(f"recurrence = {recurrence!r}: these rows have {', '.join(map(repr, known)) or 'none'}")

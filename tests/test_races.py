@@ -1,0 +1,172 @@
+"""The benchmark's races: what a row holds, peers that cannot take part, and an interruption."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from liger_mini import teaching
+from liger_mini.__main__ import main
+from liger_mini.experiments import races
+from liger_mini.experiments.benchmark import recurrences
+from liger_mini.experiments.races import Contestant, race
+
+TIMES = {"median_s", "fastest_s", "slowest_s", "repeats", "seconds"}
+FOR_CHAPTERS = {"chunked_against_naive", "growth", "liger_against_softmax", "decode", "decode_seconds_ratio"}
+FOR_CHAPTERS |= {"decode_state_ratio", "decode_against_prefill", "provenance"}
+
+
+def check_row(row):
+    assert row["part"] in races.PARTS
+    assert row["dtype"] in ("float32", "bfloat16")
+    assert row["direction"] in races.DIRECTIONS
+    assert all(isinstance(row[name], str) and row[name] for name in ("subject", "contestant"))
+    assert isinstance(row["T"], int)
+    rest = set(row) - {"part", "subject", "T", "dtype", "direction", "contestant"}
+    if "reason" in rest:
+        assert rest == {"reason"}
+        assert row["reason"]
+    else:
+        assert {"times"} <= rest <= {"times", "against", "ratio"}
+        assert set(row["times"]) == TIMES
+        assert len(row["times"]["seconds"]) == row["times"]["repeats"] >= 3
+        if "ratio" in rest:
+            assert 0 < row["ratio"]["lower"] <= row["ratio"]["median"] <= row["ratio"]["upper"] < math.inf
+
+
+def test_the_record_is_what_chapters_read():
+    record = teaching.recorded("benchmark-cpu")
+    assert set(record) >= FOR_CHAPTERS
+    for row in record.get("rows", []):
+        check_row(row)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Three turns of everything, and no SmolLM2."""
+    monkeypatch.setattr(races, "TOKENS", 3)
+    turns = races.in_turns
+    monkeypatch.setattr(races, "in_turns", lambda runs, repeats: turns(runs, repeats=3))
+
+    def missing():
+        raise FileNotFoundError("SmolLM2 was not fetched")
+
+    monkeypatch.setitem(races.MODELS, "SmolLM2", (missing, 64))
+
+
+def test_a_ratio_is_taken_turn_by_turn(monkeypatch):
+    seconds = {"a": [1.0, 2.0, 4.0], "b": [2.0, 6.0, 4.0]}
+    monkeypatch.setattr(races, "in_turns", lambda runs, repeats: {name: {"seconds": seconds[name]} for name in runs})
+    first, second = race({"a": Contestant(int), "b": Contestant(int)}, repeats=3)
+    assert first["ratio"]["median"] == 1
+    assert second["against"] == "a"
+    assert second["ratio"] == {"lower": 1.5, "median": 2.0, "upper": 2.5}
+
+
+def test_who_cannot_take_part_has_a_row_that_says_so(capsys):
+    def raises():
+        raise RuntimeError("\nno such kernel\nand a long trace")
+
+    def exhausted():
+        raise MemoryError
+
+    contestants = {
+        "ours": Contestant(int),
+        "raises": Contestant(raises),
+        "exhausted": Contestant(exhausted),
+        "too large": Contestant(int, 1e18),
+        "missing": "it is not installed",
+    }
+    rows = {row["contestant"]: row for row in race(contestants, repeats=3)}
+    assert list(rows) == list(contestants)
+    assert rows["raises"] == {"contestant": "raises", "reason": "RuntimeError: no such kernel"}
+    assert rows["exhausted"]["reason"] == "MemoryError: "
+    assert rows["too large"]["reason"].startswith("needs about 1000000000.0 GB of memory, and ")
+    assert rows["missing"]["reason"] == "it is not installed"
+    assert "ratio" in rows["ours"]
+
+
+def test_without_the_first_contestant_there_are_times_and_no_ratios():
+    rows = list(race({"first": "it is not installed", "second": Contestant(int)}, repeats=3))
+    assert set(rows[1]) == {"contestant", "times"}
+
+
+@pytest.mark.parametrize("name", races.REFERENCES)
+def test_peers_of_a_recurrence_compute_the_same(name, monkeypatch):
+    """What is timed side by side has the same output, forward."""
+    outputs = []
+    monkeypatch.setattr(races, "directed", lambda direction, leaves, call: lambda: outputs.append(call()[0].detach()))
+    contestants = races._recurrence(name, races.REFERENCES[name], "forward", 70, torch.float32)
+    pytest.importorskip("fla", reason="flash-linear-attention is not installed (pip install -e '.[dev]')")
+    for contestant in contestants.values():
+        contestant.run()
+    for other in outputs[1:]:
+        torch.testing.assert_close(other, outputs[0], atol=1e-4, rtol=1e-3)
+
+
+def test_backward_reaches_every_input_of_a_recurrence():
+    for call in recurrences(*races.random_inputs(20, requires_grad=True)).values():
+        grads = torch.autograd.grad(call()[0].sum(), call.args, allow_unused=True)
+        assert all(g is not None for g in grads)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_its_races_and_goes_on(tmp_path, monkeypatch, capsys, short):
+    output, once = tmp_path / "benchmark.json", races.race
+    command = ["benchmark", "recurrence", "prefill", "decode", "recovery", "--lengths", "24", "--output", str(output)]
+    calls = []
+
+    def interrupted(contestants, repeats):
+        calls.append(list(contestants))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return once(contestants, repeats)
+
+    monkeypatch.setattr(races, "race", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    kept = {path.name: path.read_text() for path in (tmp_path / "benchmark.races").glob("recurrence*.json")}
+    assert len(kept) == 3
+    assert not output.exists()
+    assert main([*command[:1], "decode", "--lengths", "25", "--output", str(output)]) == 2
+    assert "lengths: there [24], now [25]" in capsys.readouterr().err
+    assert main(command) == 0
+    rows = json.loads(output.read_text())["rows"]
+    for row in rows:
+        check_row(row)
+    first = [row for text in kept.values() for row in json.loads(text)]
+    assert all(row in rows for row in first)
+    assert {row["part"] for row in rows} == {"recurrence", "prefill", "decode", "recovery"}
+    assert {row["subject"] for row in rows if row["part"] == "recurrence"} == {"diagonal", "scalar", "slots", "delta"}
+    assert {row.get("reason") for row in rows if row["subject"] == "SmolLM2"} == {"SmolLM2 was not fetched"}
+    assert not (tmp_path / "benchmark.races").exists()
+
+
+@pytest.mark.slow
+def test_a_whole_run_has_what_chapters_read(tmp_path, monkeypatch, short):
+    monkeypatch.setattr(races, "growth", lambda: [{"recurrence": "diagonal", "exponent": 1.0}])
+    decoded = [{"seconds_per_token": 1.0, "state_bytes": 1}] * 2
+    monkeypatch.setattr(races, "decode", lambda model: decoded)
+    monkeypatch.setitem(races.PARTS, "layer", lambda T, dtype: fast_layer(T, dtype))
+    record = races.run(tmp_path / "benchmark.json", lengths=[24])
+    assert set(record) >= FOR_CHAPTERS | {"rows"}
+    assert [row["recurrence"] for row in record["chunked_against_naive"]] == list(races.REFERENCES)
+    (layer,) = record["liger_against_softmax"]
+    times = layer["times"]
+    assert layer["softmax_over_liger"] == times["softmax"]["median_s"] / times["liger"]["median_s"]
+
+
+def fast_layer(T, dtype):
+    """The layer's race without FlexAttention, which is compiled for minutes where there is a compiler."""
+    for subject, direction, contestants in races.layer_races(T, dtype):
+        yield subject, direction, lambda who=contestants: {**who(), "FlexAttention, the window": "left out"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["speed"], r"unknown parts ['speed']: allowed are 'recurrence'"), (["layer", "--lengths", "0"], "lengths = [0]")],
+)
+def test_bad_input_is_named(arguments, words, tmp_path, capsys):
+    assert main(["benchmark", *arguments, "--output", str(tmp_path / "x.json")]) == 2
+    assert words in capsys.readouterr().err
