@@ -77,7 +77,7 @@ def autograde(chapter: str) -> float:
         before = os.times()
         _nbgrader(course, "autograde", name)
         after = os.times()
-    return sum(after[2:4]) - sum(before[2:4])  # user and system time of the processes that were waited for
+    return round(sum(after[2:4]) - sum(before[2:4]), 2)  # user and system time of the processes that were waited for
 
 
 def _nbgrader(course: str, *arguments: str) -> None:
