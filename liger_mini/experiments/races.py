@@ -59,7 +59,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 LONGEST_BACKWARD = 8192
 TOKENS = 64  # that are decoded
 DIRECTIONS = ("forward", "forward + backward")
-FORMS = ("chunked", "naive")
+FORMS = ("chunked", "compiled", "naive")
 MODELS = {"embedded teacher": (load_teacher, EMBEDDED_WINDOW), "SmolLM2": (load_smollm2, WINDOW)}
 
 

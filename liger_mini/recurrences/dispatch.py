@@ -12,9 +12,10 @@ from torch import Tensor
 
 from liger_mini.recurrences import delta, diagonal, scalar, slots
 from liger_mini.recurrences.checks import check_state, require_triton
+from liger_mini.recurrences.compiled import FORMS, compiled, numba_is_missing, seen_by_pytorch_alone
 from liger_mini.recurrences.documents import check_documents, over_documents
 
-BACKENDS = ("auto", "naive", "chunked", "triton")
+BACKENDS = ("auto", "naive", "chunked", "compiled", "triton")
 TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
     scalar: "liger_mini.kernels.scalar",
@@ -47,14 +48,39 @@ def run(
     starts = [_start(name, S, (N, *shape), q, compute) for name, (S, shape) in states.items()]
     if backend == "triton":
         return _run_triton(recurrence, (q, *inputs[:-1], inputs[-1].to(compute)), starts, cu_seqlens)
-    one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
-    form = recurrence.naive if backend == "naive" or one_token else recurrence.chunked
     exact = [x.to(compute) for x in (q, *inputs)]
+    form = _form(recurrence, backend, exact)
     if cu_seqlens is None:
         o, *finals = form(*exact, *starts)
     else:
         o, *finals = over_documents(form, cu_seqlens, exact, starts)
     return o.to(inputs[1].dtype), *finals
+
+
+def _form(recurrence: ModuleType, backend: str, inputs: Sequence[Tensor]) -> Callable:
+    """What runs under this name; "auto" runs the compiled loop on a CPU where it can.
+
+    Raises:
+        ValueError: "compiled" for slots, or elsewhere than on a CPU. RuntimeError: "compiled" without numba.
+    """
+    if backend == "naive" or (backend == "auto" and inputs[0].shape[1] == 1):  # naive at T = 1 is exactly one step
+        return recurrence.naive
+    if backend == "chunked" or (backend == "auto" and seen_by_pytorch_alone(inputs)):
+        return recurrence.chunked
+    device = inputs[0].device.type
+    here = recurrence in FORMS and device == "cpu"
+    if backend == "auto":
+        return compiled(recurrence) if here and not numba_is_missing() else recurrence.chunked
+    if not here:
+        raise ValueError(
+            "backend = 'compiled' runs a gate per channel or per head and the delta rule, on a CPU; here are "
+            f"{device} tensors for {recurrence.__name__.rpartition('.')[2]!r}. Use 'chunked'"
+        )
+    if numba_is_missing():
+        raise RuntimeError(
+            "backend = 'compiled' needs the package numba, which is not installed: pip install 'liger_mini[fast]'"
+        )
+    return compiled(recurrence)
 
 
 def _start(name: str, state: Tensor | None, shape: tuple[int, ...], q: Tensor, compute: torch.dtype) -> Tensor:
