@@ -175,6 +175,21 @@ def test_without_numba_the_name_is_refused_and_auto_goes_on(monkeypatch):
     run("diagonal", tensors, states)
 
 
+def test_the_environment_says_what_auto_is(monkeypatch, chosen):
+    tensors, states = inputs("diagonal", 20)
+    monkeypatch.setattr(dispatch, "ASKED", "chunked")
+    run("diagonal", tensors, states)
+    assert chosen == []
+    assert lm.explain_backend() == (
+        "on cpu: 'chunked', because the environment has LIGER_MINI_BACKEND. A single token is one 'step'"
+    )
+    monkeypatch.setattr(dispatch, "ASKED", "fastest")
+    run("diagonal", tensors, states, backend="naive")  # a name in the call is above it
+    run("diagonal", [x[:, :1] for x in tensors], states)
+    with pytest.raises(ValueError, match="LIGER_MINI_BACKEND = 'fastest': allowed are 'auto', 'naive'"):
+        run("diagonal", tensors, states)
+
+
 def test_explain_backend_says_what_auto_does(monkeypatch):
     assert lm.explain_backend().startswith("on cpu: 'compiled' (the naive loop")
     assert lm.explain_backend("cuda").startswith("on cuda: 'chunked'")

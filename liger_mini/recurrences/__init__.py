@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from liger_mini.recurrences import delta, diagonal, scalar, slots
+from liger_mini.recurrences import delta, diagonal, dispatch, scalar, slots
 from liger_mini.recurrences.checks import check_delta, check_gate, check_inputs, check_width
 from liger_mini.recurrences.compiled import numba_is_missing
 from liger_mini.recurrences.dispatch import check_backend, run
@@ -49,8 +49,8 @@ def gated_recurrence(
             cu_seqlens that do not cover T, a width above 256 for Triton. TypeError: dtypes that are not allowed.
         RuntimeError: "triton" or "compiled" on a machine that cannot run it.
     """
-    check_backend(backend)
     check_inputs(q, {"k": k, "v": v, "log_gate": log_gate}, {"log_gate": log_gate.ndim if log_gate.ndim == 3 else 4})
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
@@ -82,8 +82,8 @@ def slot_recurrence(
     Returns:
         o, and (K̃ᵀ, Ṽ) after the last token.
     """
-    check_backend(backend)
     check_inputs(q, {"k": k, "v": v, "slot_write": slot_write, "log_gate": log_gate})
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     check_width("log_gate", log_gate, "slot_write", slot_write)
     check_gate(log_gate, backend)
@@ -118,11 +118,11 @@ def delta_recurrence(
     Raises:
         ValueError: beta outside [0, 2] or NaN, keys that are too long; and what `gated_recurrence` raises.
     """
-    check_backend(backend)
     if log_gate is None:
         log_gate = q.new_zeros(beta.shape, dtype=torch.float32)
     axes = {"beta": 3, "log_gate": log_gate.ndim if log_gate.ndim == 3 else 4}
     check_inputs(q, {"k": k, "v": v, "beta": beta, "log_gate": log_gate}, axes)
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
@@ -135,6 +135,8 @@ def delta_recurrence(
 def explain_backend(device: torch.device | str = "cpu") -> str:
     """What `backend="auto"` chooses on this device, and why."""
     kind = torch.device(device).type
+    if dispatch.ASKED != "auto":
+        return f"on {kind}: {dispatch.ASKED!r}, because the environment has LIGER_MINI_BACKEND. A single token is one 'step'"
     chunked = f"'chunked' (matrix products over {CHUNK} tokens at a time)"
     if kind != "cpu":
         choice = chunked
