@@ -39,16 +39,15 @@ FORMS: dict[ModuleType, str] = {diagonal: "additive", scalar: "additive", delta:
 
 def compiled(recurrence: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
     """The form of this recurrence that `dispatch` runs: (q, k, v, (beta,) log_gate, state) -> (o, state)."""
+    return functools.partial(_run, FORMS[recurrence])
 
-    @torch.compiler.disable(reason="the loop is compiled already, by numba")
-    def form(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        *beta, log_gate, state = rest
-        gate = log_gate.unsqueeze(-1) if log_gate.ndim == 3 else log_gate
-        inputs = (q, k, v, *beta, gate, state)
-        differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return Loop.apply(FORMS[recurrence], differentiate, *inputs)
 
-    return form
+@torch.compiler.disable(reason="the loop is compiled already, by numba")
+def _run(name: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    *given, log_gate, state = inputs
+    gate = log_gate.unsqueeze(-1) if log_gate.ndim == 3 else log_gate
+    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    return Loop.apply(name, differentiate, *given, gate, state)
 
 
 @functools.cache
@@ -101,7 +100,7 @@ def over_heads(loop: Callable, tensors: Sequence[Tensor], *rest: int) -> None:
     """loop(first unit, last unit, *arrays, *rest) for all B H_kv pairs of a row and a key head, shared out over threads."""
     arrays = [x.numpy() for x in tensors]
     units = tensors[1].shape[0] * tensors[1].shape[2]
-    threads = min(torch.get_num_threads(), units)
+    threads = max(1, min(torch.get_num_threads(), units))
     bounds = [units * i // threads for i in range(threads + 1)]
     mine, *theirs = itertools.pairwise(bounds)
     others = [threading.Thread(target=loop, args=(*pair, *arrays, *rest)) for pair in theirs]

@@ -28,10 +28,12 @@ def additive_forward(first, last, q, k, v, g, state, starts, o, every):
             o[b, t, h * G : (h + 1) * G] = 0
             for i in range(K):
                 a, key = np.exp(g[b, t, h, i if per_channel else 0]), k[b, t, h, i]
-                row, value = S[i], v[b, t, h]
+                query, row, value, out = q[b, t, h * G, i], S[i], v[b, t, h], o[b, t, h * G]
                 for j in range(V):
-                    row[j] = a * row[j] + key * value[j]
-                for n in range(h * G, (h + 1) * G):
+                    new = a * row[j] + key * value[j]
+                    row[j] = new
+                    out[j] += query * new
+                for n in range(h * G + 1, (h + 1) * G):  # the group's other queries
                     query, out = q[b, t, n, i], o[b, t, n]
                     for j in range(V):
                         out[j] += query * row[j]
