@@ -265,8 +265,10 @@ def run(
         output_dir / "table.json",
         {"plan": plan, "rows": rows, "length": length, "training_length": chosen.length, "recipe": recipe},
     )
-    print("reading the texts with the teacher, once", flush=True)
-    texts = Texts.of(*load(), length, rows)
+    texts = Texts({}, {})
+    if "text" in measures:
+        print("reading the texts with the teacher, once", flush=True)
+        texts = Texts.of(*load(), length, rows)
     untouched = {name: told.losses.tolist() for name, told in texts.told.items()}
     result: dict[str, Any] = {
         "plan": plan,
