@@ -103,6 +103,18 @@ def test_chapter_and_exercises_link_each_other(chapter):
     assert f"(../{there})" in first.source
 
 
+@every_chapter
+def test_sections_to_read_again_are_there(chapter):
+    """Those that a task names, and those that its messages do; a message may send to another chapter."""
+    named = [task.section for task in chapters()[chapter]]
+    named += [mistake.section for task in chapters()[chapter] for mistake in task.mistakes]
+    for words in set(named):
+        other, sections = re.fullmatch(r"chapter (\d\d), sections? ([\d and]+)", words).groups()
+        text = (ROOT / "notebooks" / notebooks.chapter_file(other)).read_text("utf-8")
+        for section in sections.split(" and "):
+            assert f'"## {section} · ' in text, words
+
+
 def test_the_map_of_the_course_counts_the_tasks():
     told = dict(zip(CHAPTERS, course_map().data[0].hovertext))
     assert {n: int(words.split()[-3]) for n, words in told.items()} == {n: len(chapters().get(n, [])) for n in CHAPTERS}

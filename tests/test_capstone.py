@@ -92,6 +92,27 @@ def test_files_that_are_not_submissions(tmp_path):
             read(file)
 
 
+def test_the_courses_own_entries_lead_every_leaderboard(tmp_path, monkeypatch):
+    recall = dict(zip(capstone.BASELINES, (0.1, 0.4, 0.3, 0.2)))
+
+    def judged(submission, name, output_dir):
+        outside = {"recall": recall[name], "questions": 100}
+        report = {"loss": 2.0, "recall_outside": recall[name], "recall": {"outside": outside}}
+        steps = {"transfer_steps": 120, "steps": 220}
+        return {"name": name, "recipe": steps, "after": {"both": report, "window only": report}}
+
+    monkeypatch.setattr(capstone, "judge", judged)
+    monkeypatch.setattr(capstone, "data_dir", lambda: tmp_path)
+    assert leaderboard(None).rows == []
+    record = tmp_path / "results" / "capstone-cpu.json"
+    capstone.train_baselines(tmp_path / "runs", record)
+    assert json.loads(record.read_text("utf-8"))["provenance"]["torch"]
+    assert [row[0] for row in leaderboard(None).rows] == [
+        f"{name} (the course's)" for name in sorted(recall, key=lambda name: -recall[name])
+    ]
+    assert leaderboard(None).rows[0][1:] == ["0.40 ± 0.05", "0.40 ± 0.05", "2.000", "120 + 220"]
+
+
 @pytest.mark.slow
 def test_a_gate_of_ones_own_from_file_to_leaderboard(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from liger_mini.experiments import graders
-from liger_mini.teaching import check_exercise
+from liger_mini.teaching import check_exercise, recorded
 from liger_mini.teaching.exercises import check
 from liger_mini.teaching.exercises.check import tasks
 from liger_mini.teaching.exercises.grade import grade
@@ -211,12 +211,36 @@ def in_place(q, k, v, state):
     return o, new
 
 
+def interrupting(q, k, v, state):
+    raise KeyboardInterrupt
+
+
+def unprintable(q, k, v, state):
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError
+
+    raise Silent
+
+
 BAD = {
     "endless": (endless, "still running after .* line \\d+: `(pass|while True:)`"),
     "deaf": (deaf, "still running after"),
     "loud": (loud, "printed more than 1 MB"),
     "exits": (lambda q, k, v, state: sys.exit(3), "leaves the interpreter"),
     "killed": (killed, "ended the interpreter .SIGSEGV."),
+    "interrupts": (interrupting, "KeyboardInterrupt, in line \\d+: `raise KeyboardInterrupt`"),
+    "raises what cannot be printed": (unprintable, "Your code raises Silent.*in line \\d+: `raise Silent`"),
+    "has no such operation": (
+        lambda q, k, v, state: (q.long().softmax(-1), state),
+        "NotImplementedError: .* not implemented for .Long.",
+    ),
+    "sparse": (lambda q, k, v, state: (v.to_sparse(), state), "o is a tensor of the layout torch.sparse_coo"),
+    "nested": (lambda q, k, v, state: (torch.nested.nested_tensor([*v]), state), "o is a nested tensor"),
+    "elsewhere": (
+        lambda q, k, v, state: (v.to("meta"), state),
+        "o is a tensor on the device meta; .* on the device cpu",
+    ),
     "asks": (asking, "EOFError: input.. has nobody to ask.*line \\d+: `return input"),
     "crashes": (two_lines, "RuntimeError: .*in line \\d+: `return scores @ v, state`"),
     "returns None": (lambda q, k, v, state: None, "None. Did you forget `return`"),
@@ -247,10 +271,39 @@ def test_bad_answers_are_told_so(answer, message, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_task_that_does_not_exist_lists_those_that_do():
-    report = check_exercise("99.1", endless)
+@pytest.mark.parametrize("number", ["99.1", 1.5, ["01.1"], endless])
+def test_a_task_that_does_not_exist_lists_those_that_do(number):
+    report = check_exercise(number, endless)
     assert not report.passed
     assert all(number in report.message for number in TASKS)
+
+
+def positive_power(power):
+    """Task 04.1 with a mask after the exponential, whatever this is called."""
+
+    def within_chunk(q, k, v, log_gate):
+        b = log_gate.cumsum(0)
+        return (q @ k.T * power(b[:, None] - b).tril()) @ v
+
+    return within_chunk
+
+
+@pytest.mark.parametrize(
+    "power",
+    [
+        torch.exp,
+        lambda x: x.clone().exp_(),
+        lambda x: torch.exp2(x / math.log(2)),
+        lambda x: math.e**x,
+        lambda x: torch.pow(torch.tensor(math.e), x),
+        lambda x: torch.float_power(math.e, x).float(),
+        lambda x: torch.expm1(x) + 1,
+        lambda x: torch.vmap(torch.exp)(x),
+    ],
+)
+def test_a_positive_exponent_is_seen_however_it_is_written(power):
+    assert grade(TASKS["04.1"], positive_power(power)).mistake == "masked after exp only"
+    assert grade(TASKS["04.1"], positive_power(lambda x: power(x.clamp(max=0)))).passed
 
 
 def test_the_notebook_keeps_its_settings_and_its_functions():
@@ -329,6 +382,12 @@ def test_a_kernel_without_gpu_or_interpreter_says_what_to_set(monkeypatch):
     assert 'os.environ["TRITON_INTERPRET"] = "1"' in check_exercise("90.1", 17.0).message
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert check_exercise("90.1", 17.0).passed
+
+
+def test_the_record_is_of_these_tasks():
+    """After a change of a task: python -m liger_mini graders --output data/results/graders.json"""
+    there = {row["task"]: (row["title"], row["mistakes"]) for row in recorded("graders")["rows"]}
+    assert there == {number: (task.title, len(task.mistakes)) for number, task in TASKS.items()}
 
 
 def test_the_record_shows_a_hole():

@@ -10,14 +10,17 @@ from liger_mini.experiments import capstone
 def describe(parser: ArgumentParser) -> None:
     parser.add_argument("submission", nargs="?", help="a Python file that defines `structure`; none: the leaderboard")
     parser.add_argument("--name", help="on the leaderboard; by default the file's")
-    parser.add_argument("--baselines", action="store_true", help="train the course's own entries")
+    parser.add_argument(
+        "--baselines", action="store_true", help="train the course's own entries, and record them in --output"
+    )
+    shared.output(parser, "runs/capstone-cpu.json")
     shared.output_dir(parser, "runs/capstone")
 
 
 def run(options: Namespace) -> None:
-    entries = {name: capstone.Submission(name) for name in capstone.BASELINES} if options.baselines else {}
+    if options.baselines:
+        capstone.train_baselines(options.output_dir, options.output)
     if options.submission:
-        entries[options.name or Path(options.submission).stem] = capstone.read(options.submission)
-    for name, submission in entries.items():
-        capstone.judge(submission, name, options.output_dir)
+        name = options.name or Path(options.submission).stem
+        capstone.judge(capstone.read(options.submission), name, options.output_dir)
     print(capstone.leaderboard(options.output_dir))

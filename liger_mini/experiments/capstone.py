@@ -170,16 +170,23 @@ def judge(
     return result
 
 
+def train_baselines(output_dir: str | Path, output: str | Path) -> None:
+    """Judge the course's own entries in `output_dir`, and write the record that every leaderboard shows to `output`."""
+    entries = [judge(Submission(name), name, output_dir) for name in BASELINES]
+    write_atomically(Path(output), json.dumps({"provenance": provenance(), "entries": entries}, indent=1))
+
+
 def _give(model: PreTrainedModel, structure: Structure) -> None:
     for layer in liger_layers(model):
         layer.structure = structure
 
 
-def leaderboard(output_dir: str | Path = "runs/capstone") -> Table:
-    """Every result in a folder beside the course's own entries, the best recall first."""
+def leaderboard(output_dir: str | Path | None = "runs/capstone") -> Table:
+    """Every result in a folder beside the course's own entries, the best recall first; None: the course's alone."""
     record = data_dir() / "results" / "capstone-cpu.json"
     entries = json.loads(record.read_text("utf-8"))["entries"] if record.is_file() else []
-    mine = [json.loads(path.read_text("utf-8")) for path in sorted(Path(output_dir).glob("*.json"))]
+    results = [] if output_dir is None else sorted(Path(output_dir).glob("*.json"))
+    mine = [json.loads(path.read_text("utf-8")) for path in results]
     entries = [entry | {"name": f"{entry['name']} (the course's)"} for entry in entries] + mine
 
     def outside(entry: dict[str, Any], branch: str = "both") -> str:

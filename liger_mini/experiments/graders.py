@@ -1,8 +1,17 @@
-"""How well the course's graders tell right from wrong: mutants of every reference solution, and how many are noticed."""
+"""How well the course's graders tell right from wrong: mutants of every reference solution, and how many are noticed.
+
+And what a class costs: the processor time that nbgrader takes for one student's notebook.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +24,14 @@ from liger_mini.teaching.exercises.mutants import judge
 from liger_mini.teaching.exercises.task import Task
 
 SEEDS = 20
+AUTOGRADED = ("03", "05")  # chapters: an ordinary one, and the one whose kernels are interpreted where there is no GPU
 
 
 def run(output: str) -> dict[str, Any]:
-    """Measure every task's grader and write it as JSON: `rows`, one a task, and `provenance`."""
+    """Measure every task's grader and write it as JSON: `rows`, one a task, `autograde` (with nbgrader) and `provenance`."""
     result = {"provenance": provenance(), "seeds": SEEDS, "rows": list(rows())}
+    if importlib.util.find_spec("nbgrader"):
+        result["autograde"] = {chapter: autograde(chapter) for chapter in AUTOGRADED}
     write_atomically(Path(output), json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
@@ -51,3 +63,25 @@ def measure(task: Task) -> dict[str, Any]:
         },
         "false_reds": sum(not grade(task, task.reference, seed).passed for seed in range(SEEDS)),
     }
+
+
+def autograde(chapter: str) -> float:
+    """Seconds of processor time in which nbgrader grades one student's notebook, solutions handed in; no load changes it much."""
+    from liger_mini.teaching.exercises import notebooks  # needs nbgrader
+
+    name = f"{chapter}-exercises"
+    with tempfile.TemporaryDirectory() as course:
+        notebooks.write(Path(course))
+        _nbgrader(course, "generate_assignment", name)
+        shutil.copytree(Path(course, "source", name), Path(course, "submitted", "student", name))
+        before = os.times()
+        _nbgrader(course, "autograde", name)
+        after = os.times()
+    return round(sum(after[2:4]) - sum(before[2:4]), 2)  # user and system time of the processes that were waited for
+
+
+def _nbgrader(course: str, *arguments: str) -> None:
+    """Run it in the folder of a course; it calls alembic by its name."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    subprocess.run(command, cwd=course, env=os.environ | {"PATH": path}, capture_output=True, check=True)

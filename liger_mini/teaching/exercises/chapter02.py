@@ -82,6 +82,18 @@ GLA has one gate per key channel, $\\alpha = \\sigma(k)^{1/\\tau}$, and carries 
             "You took the logarithm to base 2. log is the natural one: a neutral key has log α = -ln 2 / τ.",
             "chapter 02, section 1",
         ),
+        Mistake(
+            "the gate divided by the temper",
+            lambda k, temper: k.sigmoid() / temper,
+            "You divide the gate itself by τ. α is a power, σ(k)^(1/τ): its logarithm is what is divided.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "pooled over the channels",
+            lambda k, temper: F.logsigmoid(k.mean(-1, keepdim=True)).expand_as(k) / temper,
+            "All channels of your key have one gate. GLA has one for each: no mean.",
+            "chapter 02, section 2",
+        ),
     ),
 )
 
@@ -149,6 +161,18 @@ A constant gate α multiplies the state with every token. After how many tokens 
             "the gate at which half is left at once",
             lambda log_gate: math.log(0.5) / log_gate.exp(),
             "You divided by α. The number of tokens is multiplied with log α in the exponent, so divide by log α.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "rounded up",
+            lambda log_gate: (math.log(0.5) / log_gate).ceil(),
+            "You rounded up to the first token at which less than half is left. The half-life need not be whole.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "no logarithm of one half",
+            lambda log_gate: 0.5 / log_gate.abs(),
+            "You divide one half by log α. It is ln 0.5 that is divided: exp(n log α) has to be one half.",
             "chapter 02, section 1",
         ),
     ),

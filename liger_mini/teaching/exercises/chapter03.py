@@ -71,6 +71,11 @@ def one_gate_per_head(q, k, v, log_gate, state):
     return gated_step(q, k, v, log_gate.mean(-1, keepdim=True).expand_as(log_gate), state)
 
 
+def gated_scaled(q, k, v, log_gate, state):
+    o, state = gated_step(q, k, v, log_gate, state)
+    return o / q.shape[-1] ** 0.5, state
+
+
 GATED_STEP = Task(
     number="03.1",
     title="One token of the diagonal recurrence",
@@ -139,6 +144,36 @@ Return `(o, state)`, and leave the state that you were given as it is.""",
             "one gate per head",
             one_gate_per_head,
             "You average the gates of a head. Here each channel keeps its own.",
+            "chapter 03, section 3",
+        ),
+        Mistake(
+            "scales by √K",
+            gated_scaled,
+            "Your state is right, but the output is divided by √K. No structure of the family has that factor: o = q S.",
+            "chapter 03, section 3",
+        ),
+        Mistake(
+            "no gate",
+            lambda q, k, v, log_gate, state: gated_step(q, k, v, torch.zeros_like(log_gate), state),
+            "Your state does not decay at all. That is chapter 01's recurrence; here the old state is multiplied by α.",
+            "chapter 03, section 3",
+        ),
+        Mistake(
+            "forgets the old state",
+            lambda q, k, v, log_gate, state: gated_step(q, k, v, log_gate, torch.zeros_like(state)),
+            "Your new state is this token alone. The old one decays and is added.",
+            "chapter 03, section 3",
+        ),
+        Mistake(
+            "returns the old state",
+            lambda q, k, v, log_gate, state: (gated_step(q, k, v, log_gate, state)[0], state),
+            "Your output is right, but the state you return is the one you were given. The next token has to find this one in it.",
+            "chapter 03, section 3",
+        ),
+        Mistake(
+            "returns state and output in the wrong order",
+            lambda q, k, v, log_gate, state: gated_step(q, k, v, log_gate, state)[::-1],
+            "You return (state, o). Wanted is (o, state), as in every step of the course.",
             "chapter 03, section 3",
         ),
     ),
@@ -216,6 +251,30 @@ Gated Retention has one gate per head, $\\alpha_t = \\sigma(P_t)^{1/\\tau}$, whe
             lambda k, temper: k.mean(-1).sigmoid() ** (1 / temper),
             "That is α and not log α: a log-gate is at most 0.",
             "chapter 02, section 1",
+        ),
+        Mistake(
+            "multiplied by the temper",
+            lambda k, temper: F.logsigmoid(k.mean(-1)) * temper,
+            "You multiply by τ. The exponent of σ(P) is 1/τ, so its logarithm is divided by τ.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "the temper inside the sigmoid",
+            lambda k, temper: F.logsigmoid(k.mean(-1) / temper),
+            "You divide P by τ before the sigmoid. τ belongs outside, as the root of the gate.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "the sign of the logarithm",
+            lambda k, temper: -F.logsigmoid(k.mean(-1)) / temper,
+            "Your log-gates are positive, so the state would grow with every token. log σ is at most 0 as it is.",
+            "chapter 02, section 1",
+        ),
+        Mistake(
+            "pooled over the heads",
+            lambda k, temper: F.logsigmoid(k.mean(-2)) / temper,
+            "You average over the heads. P is the mean over the channels of a head, the last axis.",
+            "chapter 02, section 3",
         ),
     ),
 )

@@ -8,27 +8,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from liger_mini.teaching.exercises.task import Case, Draw, Mistake, Task
 
+EXPONENTIALS = {f"aten::{name}{in_place}" for name in ("exp", "exp2", "expm1") for in_place in ("", "_")}
+POWERS = {"aten::pow.Scalar", "aten::pow.Tensor_Tensor", "aten::pow_.Tensor"}  # a number or a tensor to a tensor
 
-class Exponents(TorchFunctionMode):
-    """Notes the largest exponent that torch is asked for."""
+
+class Exponents(TorchDispatchMode):
+    """Notes the largest exponent that torch is asked for, also as a power of e and inside of `vmap`."""
 
     largest = -math.inf
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in ("exp", "exp_", "exp2") and args:
-            self.largest = max(self.largest, *args[0].flatten().tolist(), -math.inf)
-        return function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.name() in EXPONENTIALS:
+            self._note(args[0])
+        result = function(*args, **(kwargs or {}))
+        if function.name() in POWERS and result.is_floating_point():
+            self._note(result.log())
+        return result
+
+    def _note(self, exponents: Tensor) -> None:
+        if exponents.numel():
+            self.largest = max(self.largest, exponents.max().item())
 
 
-def watched(answer: Callable, *args: Any) -> tuple[Any, bool]:
-    """What the answer returns, and whether none of its exponents was positive (by more than rounding)."""
+def watched(answer: Callable, *args: Any) -> tuple[Any, str]:
+    """What the answer returns, and the sign of its largest exponent (0 and what rounding makes of it is not positive)."""
     with Exponents() as exponents:
         o = answer(*args)
-    return o, exponents.largest < 0.01
+    return o, "not positive" if exponents.largest < 0.01 else "positive"
 
 
 def within_chunk(q, k, v, log_gate):
@@ -113,6 +123,10 @@ def within_without_itself(q, k, v, log_gate):
     return within_chunk(q, k, v, log_gate) - (q * k).sum(-1, keepdim=True) * v
 
 
+def within_one_gate(q, k, v, log_gate):
+    return (q @ k.T * log_gate.exp()[:, None]).tril() @ v
+
+
 WITHIN_CHUNK = Task(
     number="04.1",
     title="What a chunk reads of itself",
@@ -136,10 +150,10 @@ afterwards: exp would overflow there, and its gradient with it.""",
     reference=within_chunk,
     inputs=within_inputs,
     run=watched,
-    returns=("the output", "that no exponent is positive"),
+    returns=("the output", "the sign of your largest exponent"),
     seconds=15.0,  # two cases of 64 tokens, for those who write two loops
     tolerance=1e-3,  # running sums reach -3200, where float32 has steps of 2e-4: their differences are right, too
-    section="chapter 04, section 2",
+    section="chapter 04, sections 2 and 8",
     mistakes=(
         Mistake(
             "the textbook form",
@@ -176,7 +190,7 @@ afterwards: exp would overflow there, and its gradient with it.""",
         Mistake(
             "its own gate counts",
             within_own_gate,
-            "Your token j is decayed by its own gate. The product starts at j + 1: D has ones on its diagonal.",
+            "Your token j is decayed by its own gate as well. The product starts at j + 1: D has ones on its diagonal.",
             "chapter 04, section 2",
         ),
         Mistake(
@@ -213,7 +227,19 @@ afterwards: exp would overflow there, and its gradient with it.""",
         Mistake(
             "no gates",
             lambda q, k, v, log_gate: (q @ k.T).tril() @ v,
-            "Nothing decays in your chunk: D is missing.",
+            "Nothing decays in your chunk. Either D is missing, or its differences have the wrong sign and a clamp makes them all 0: it is b_i - b_j.",
+            "chapter 04, section 2",
+        ),
+        Mistake(
+            "scales by √K",
+            lambda q, k, v, log_gate: within_chunk(q / q.shape[-1] ** 0.5, k, v, log_gate),
+            "You divide the scores by √K. A recurrence reads q S as it is, and a chunk has to give what the recurrence gives.",
+            "chapter 04, section 2",
+        ),
+        Mistake(
+            "one gate each",
+            within_one_gate,
+            "Your weights carry one gate each, that of their row or their column. D_ij is the product of all gates from j + 1 to i.",
             "chapter 04, section 2",
         ),
     ),
@@ -300,6 +326,10 @@ def next_in_place(state, k, v, log_gate):
     return state
 
 
+def next_whole_chunk(state, k, v, log_gate):
+    return log_gate.sum(0).exp()[:, None] * (state + k.T @ v)
+
+
 NEXT_STATE = Task(
     number="04.2",
     title="The state after a chunk",
@@ -380,6 +410,12 @@ Write `next_state(state, k, v, log_gate)`: `state` is S, [K, V]; `k` and `log_ga
             "changes the state in place",
             next_in_place,
             "Your numbers are right, but `*=` and `+=` change the state that the chunk's queries still have to read.",
+            "chapter 04, section 4",
+        ),
+        Mistake(
+            "keys decayed by the whole chunk",
+            next_whole_chunk,
+            "You decay every key by all gates of the chunk. It passes only those after its own token: the last key none at all.",
             "chapter 04, section 4",
         ),
     ),
@@ -570,8 +606,8 @@ def chunks_running_sum(q, k, v, log_gate, state, C):
 BY_CHUNKS = Task(
     number="04.4",
     title="The whole text, chunk after chunk",
-    minutes=25,
-    difficulty="hard",
+    minutes=20,
+    difficulty="medium",
     statement="""\
 Put the two parts together, for one head with one gate per channel. Cut T tokens into chunks of C. In each chunk
 
@@ -744,8 +780,10 @@ Write `triangle(q, k, log_gate)`: all three are [C, K] in float32, the result is
 strong one stands among weak ones. So the textbook form overflows (section 6), and differences of running sums lose the weak gates'
 digits (section 8). Five digits of the largest entry have to be right.
 
-How you get there is free: halving, a sum for each column, products of gates. Stay in float32: twice the digits only move the limit. In the
-picture the strong gate is at token 4, so from its row on columns 1 to 3 are empty.""",
+How you get there is free: halving, a sum for each column, products of gates. Stay in float32: twice the digits only move the limit.
+
+The picture has a row for each i, from the top, and a column for each j. The strong gate is that of the fourth token (index 3): from the fourth row
+down the first three columns are white, because nothing that was written earlier survives it.""",
     hints=(
         "A product of numbers in [0, 1] is always safe: α_{j+1} ⋯ α_i grows by one factor from row i - 1 to row i.",
         "Or sum the log-gates of each pair by themselves: a tensor [C, C, K] with log α_l in row l of each column j < l, and a running "

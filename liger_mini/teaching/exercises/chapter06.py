@@ -30,6 +30,13 @@ def ages(T: int) -> Tensor:
     return t[:, None] - t
 
 
+def window_slices(T, window):
+    mask = torch.zeros(T, T, dtype=torch.bool)
+    for t in range(T):
+        mask[t, t - window + 1 : t + 1] = True
+    return mask
+
+
 WINDOW_MASK = Task(
     number="06.1",
     title="The window, as a mask",
@@ -111,6 +118,12 @@ see the key of the column. The window is at least 1, and may be longer than the 
             "Right, but as floats 1 and 0. Give truth values: `.bool()`. As floats PyTorch would *add* them to the scores.",
             "chapter 06, section 4",
         ),
+        Mistake(
+            "a slice from before the text",
+            window_slices,
+            "Your rows at the start of the text are empty. There the window begins before key 0, and a negative start of a slice counts from the end: `max(0, start)`.",
+            "chapter 06, section 4",
+        ),
     ),
 )
 
@@ -155,6 +168,12 @@ def sinks_as_queries(T, window, sinks):
 
 def sinks_at_the_end(T, window, sinks):
     return (ages(T) >= 0) & ((ages(T) < window) | (torch.arange(T) >= T - sinks))
+
+
+def sinks_behind_the_window(T, window, sinks):
+    mask = window_mask(T, window)
+    mask[window:, :sinks] = True
+    return mask
 
 
 WINDOW_AND_SINK_MASK = Task(
@@ -239,6 +258,24 @@ query's future. `sinks` goes from 0 to T, and the window keeps its `window` keys
             "The sinks are right, but your window has W - 1 keys: the current one and W - 1 others belong into it.",
             "chapter 06, section 5",
         ),
+        Mistake(
+            "a window widened by the sinks",
+            lambda T, window, sinks: (ages(T) >= 0) & ((ages(T) < window + sinks) | (torch.arange(T) < sinks)),
+            "Your window grows by the number of sinks. It keeps its `window` keys; the sinks are others, at the start of the text.",
+            "chapter 06, section 12",
+        ),
+        Mistake(
+            "sinks set behind the window",
+            sinks_behind_the_window,
+            "You open the sinks for the queries behind the first window, without asking whether they lie in the future. With many sinks and a short window some do.",
+            "chapter 06, section 12",
+        ),
+        Mistake(
+            "no upper edge",
+            lambda T, window, sinks: (ages(T) < window) | (torch.arange(T) < sinks),
+            "Your mask shows the future: nothing asks for age ≥ 0. That condition holds for window and sinks alike.",
+            "chapter 06, section 4",
+        ),
     ),
 )
 
@@ -301,6 +338,14 @@ def rotate_alone(x, positions, theta):
     return x * angle.cos() + torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1) * angle.sin()
 
 
+def rotate_overwritten(x, positions, theta):
+    half, x = x.shape[-1] // 2, x.clone()
+    angle = positions[:, None] * frequencies(x, theta)
+    x[:, :half] = x[:, :half] * angle.cos() - x[:, half:] * angle.sin()
+    x[:, half:] = x[:, half:] * angle.cos() + x[:, :half] * angle.sin()
+    return x
+
+
 ROTATE = Task(
     number="06.3",
     title="Rotary embedding, at given positions",
@@ -358,7 +403,9 @@ Positions need not begin at 0: a decoded token stands alone in its tensor and fa
         ),
         Mistake(
             "growing frequencies",
-            lambda x, positions, theta: _turned(x, positions, 1 / frequencies(x, theta)),
+            lambda x, positions, theta: _turned(
+                x, positions, theta ** (torch.arange(x.shape[-1] // 2) / (x.shape[-1] // 2))
+            ),
             "Your frequencies grow with i. The exponent is negative: pair 0 is the fastest.",
             "chapter 06, section 3",
         ),
@@ -366,6 +413,18 @@ Positions need not begin at 0: a decoded token stands alone in its tensor and fa
             "both signs plus",
             rotate_alone,
             "You add in both halves. A rotation needs one minus: x_i cos - x_(i+K/2) sin. Without it lengths change.",
+            "chapter 06, section 3",
+        ),
+        Mistake(
+            "a half overwritten",
+            rotate_overwritten,
+            "Your second half is computed from the first after it was turned. Both formulas read the old x: keep it until both are done.",
+            "chapter 06, section 3",
+        ),
+        Mistake(
+            "counted from the first token",
+            lambda x, positions, theta: rotate(x, positions - positions[0], theta),
+            "You count positions from the first token of the tensor. In decoding that token is far back in its text: use its position as it is.",
             "chapter 06, section 3",
         ),
     ),
@@ -455,6 +514,18 @@ def ring_in_place(q, k, v, keys, values, t):
     return _ring(q, keys[: t + 1], values[: t + 1]), keys, values
 
 
+def ring_one_short(q, k, v, keys, values, t):
+    _, keys, values = ring_step(q, k, v, keys, values, t)
+    n = min(t, len(keys))
+    return _ring(q, keys[:n], values[:n]), keys, values
+
+
+def ring_emptied_late(q, k, v, keys, values, t):
+    _, keys, values = ring_step(q, k, v, keys, values, t)
+    weights = (keys @ q / len(q) ** 0.5).softmax(0) * (torch.arange(len(keys)) <= t)
+    return weights @ values, keys, values
+
+
 RING_STEP = Task(
     number="06.4",
     title="A cache that goes round",
@@ -536,6 +607,18 @@ that you were given as they are.""",
             "clone.)",
             "chapter 06, section 6",
         ),
+        Mistake(
+            "one slot short",
+            ring_one_short,
+            "You read min(t, W) slots, after writing. Token 0 has one slot to read, its own: min(t + 1, W).",
+            "chapter 06, section 6",
+        ),
+        Mistake(
+            "emptied after the softmax",
+            ring_emptied_late,
+            "You set the weights of empty slots to 0 after the softmax. The others then sum to less than 1: leave the slots out of the softmax.",
+            "chapter 06, section 4",
+        ),
     ),
 )
 
@@ -557,8 +640,9 @@ class Attention:
         return "a layer"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        hidden = (ages(len(q)) < 0) | (ages(len(q)) >= self._seen)
-        return (q @ k.T / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
+        age = ages(q.shape[-2])
+        hidden = (age < 0) | (age >= self._seen)
+        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ v
 
 
 def find_inputs(draw: Draw) -> Iterator[Case]:
@@ -645,6 +729,12 @@ an int. (A window longer than T shows itself as T.)""",
             lambda attend, T: T,
             "You return T, as if every key were visible. Without a window that is right; look at the weights.",
             "chapter 06, section 4",
+        ),
+        Mistake(
+            "cut off",
+            lambda attend, T: int(1 / weights_of(attend, T)[-1, -1].item()),
+            "You take 1 / weight, a good idea, and `int` cuts 2.9999999 down to 2. Round, or count the weights above 0.",
+            "chapter 06, section 5",
         ),
     ),
 )

@@ -93,6 +93,30 @@ Write `lora_change(A, B, alpha)`: what is added to W when the adapter is merged,
             "You divide by the rank, but α is missing.",
             "chapter 08, section 1",
         ),
+        Mistake(
+            "B A alone",
+            lambda A, B, alpha: B @ A,
+            "You leave the factor out: α / r is missing.",
+            "chapter 08, section 1",
+        ),
+        Mistake(
+            "upside down",
+            lambda A, B, alpha: A.shape[0] / alpha * (B @ A),
+            "Your factor is upside down. A larger α makes the change larger: α / r.",
+            "chapter 08, section 1",
+        ),
+        Mistake(
+            "multiplied by the rank",
+            lambda A, B, alpha: alpha * A.shape[0] * (B @ A),
+            "You multiply by the rank. The change is divided by it.",
+            "chapter 08, section 1",
+        ),
+        Mistake(
+            "a whole-number division",
+            lambda A, B, alpha: alpha // A.shape[0] * (B @ A),
+            "You divide α by r with `//`, which cuts the factor down to a whole number. Use `/`.",
+            "chapter 08, section 1",
+        ),
     ),
 )
 

@@ -140,6 +140,15 @@ def delta_plus(q, k, v, beta, log_gate, state):
     return read(q, state), state
 
 
+def delta_normalises(q, k, v, beta, log_gate, state):
+    return delta_step(q, F.normalize(k, dim=-1), v, beta, log_gate, state)
+
+
+def delta_scaled(q, k, v, beta, log_gate, state):
+    o, state = delta_step(q, k, v, beta, log_gate, state)
+    return o / q.shape[-1] ** 0.5, state
+
+
 DELTA_STEP = Task(
     number="11.1",
     title="One token of the gated delta rule",
@@ -253,6 +262,36 @@ they are, and leave the state that you were given as it is.""",
             delta_in_place,
             "Your numbers are right, but you decay and correct the caller's state in place. Make a new tensor for S'.",
             "chapter 11, section 2",
+        ),
+        Mistake(
+            "brings the key to length one",
+            delta_normalises,
+            "You bring the key to length one. Whoever calls a step has done that, or has a reason not to: use k as it is.",
+            "chapter 11, section 3",
+        ),
+        Mistake(
+            "scales by √K",
+            delta_scaled,
+            "Your state is right, and the output is divided by √K. That belongs to softmax attention; here o = q S.",
+            "chapter 11, section 2",
+        ),
+        Mistake(
+            "returns the old state",
+            lambda *args: (delta_step(*args)[0], args[-1]),
+            "Your output is right, but you give the old state back, so the next token does not know of this one.",
+            "chapter 11, section 2",
+        ),
+        Mistake(
+            "returns state and output in the wrong order",
+            lambda *args: delta_step(*args)[::-1],
+            "Your results are in the wrong order: first o, then the state.",
+            "chapter 11, section 2",
+        ),
+        Mistake(
+            "β at most 1",
+            lambda q, k, v, beta, log_gate, state: delta_step(q, k, v, beta.clamp(max=1), log_gate, state),
+            "You clamp β at 1. It goes up to 2: beyond 1 the step overshoots, which is allowed.",
+            "chapter 11, section 4",
         ),
     ),
 )
@@ -421,6 +460,16 @@ def features_turned(x):
     return two_sided_features(-x)
 
 
+def features_one_length(x):
+    both = torch.cat([x.softmax(-1), (-x).softmax(-1)], dim=-1)
+    return both / both.norm()
+
+
+def features_interleaved(x):
+    both = torch.stack([x.softmax(-1), (-x).softmax(-1)], dim=-1).flatten(-2)
+    return F.normalize(both, dim=-1)
+
+
 TWO_SIDED_FEATURES = Task(
     number="11.3",
     title="Keys of length one, with two sides",
@@ -440,7 +489,7 @@ hundreds.""",
     ),
     reference=two_sided_features,
     inputs=features_inputs,
-    section="chapter 11, section 3",
+    section="chapter 11, sections 3 and 4",
     mistakes=(
         Mistake(
             "each side of length one",
@@ -488,6 +537,30 @@ hundreds.""",
             "the sides swapped",
             features_turned,
             "Your sides are swapped: softmax(x) comes first.",
+            "chapter 11, section 4",
+        ),
+        Mistake(
+            "one length for all",
+            features_one_length,
+            "You divide by the norm of the whole tensor. Each key has a length of its own: a norm over the last axis.",
+            "chapter 11, section 3",
+        ),
+        Mistake(
+            "interleaved",
+            features_interleaved,
+            "Your two sides alternate, channel by channel. One softmax comes after the other: `cat`, not `stack`.",
+            "chapter 11, section 4",
+        ),
+        Mistake(
+            "a softmax over another axis",
+            lambda x: F.normalize(torch.cat([x.softmax(0), (-x).softmax(0)], dim=-1), dim=-1),
+            "Your softmax runs over the first axis, so that keys compete with each other. It runs over the channels of one key, the last axis.",
+            "chapter 11, section 4",
+        ),
+        Mistake(
+            "one minus the softmax",
+            lambda x: F.normalize(torch.cat([x.softmax(-1), 1 - x.softmax(-1)], dim=-1), dim=-1),
+            "Your second side is 1 - softmax(x), nearly the same for all channels. Wanted is softmax(-x).",
             "chapter 11, section 4",
         ),
     ),
@@ -559,6 +632,15 @@ def corrections_doubling(k, v, beta, state):
         power = power @ power
         inverse = inverse + inverse @ power
     return inverse @ (beta[:, None] * (v - k @ state))
+
+
+def corrections_without_identity(k, v, beta, state):
+    A = (beta[:, None] * (k @ k.T)).tril(-1)
+    return torch.linalg.solve_triangular(A, beta[:, None] * (v - k @ state), upper=False)
+
+
+def corrections_beta_last(k, v, beta, state):
+    return beta[:, None] * solved((k @ k.T).tril(-1), v - k @ state)
 
 
 CORRECTIONS = Task(
@@ -633,6 +715,18 @@ again, 64 keys that are nearly equal, with β = 1.""",
             "You sum powers of A. As algebra it is exact; with nearly equal keys the powers reach 1e17 and have to cancel, and no float has "
             "that many digits. Substitute.",
             "chapter 11, section 6",
+        ),
+        Mistake(
+            "no identity",
+            corrections_without_identity,
+            "You solve A u = right. A has zeros on its diagonal and no inverse; the u_i on the left is the identity: I + A.",
+            "chapter 11, section 5",
+        ),
+        Mistake(
+            "β after the system",
+            corrections_beta_last,
+            "You solve without β and multiply by it at the end. The corrections on the right have their own β already, so it belongs into A and the right-hand side.",
+            "chapter 11, section 5",
         ),
     ),
 )
@@ -723,6 +817,16 @@ def prepare_turned(k, v, beta, log_gate):
     return W, U
 
 
+def prepare_unsolved(k, v, beta, log_gate):
+    return prepare(k, v, beta, log_gate)[0], (beta * log_gate.cumsum(0).exp())[:, None] * k
+
+
+def prepare_other_beta(k, v, beta, log_gate):
+    decay, since = decays(log_gate)
+    A = (beta * (k @ k.T)).mul(decay).tril(-1)
+    return solved(A, beta[:, None] * v), solved(A, (beta * since)[:, None] * k)
+
+
 PREPARE = Task(
     number="11.5",
     title="Corrections before the state is known",
@@ -805,6 +909,24 @@ Log-gates go down to -100, and chunks have up to 64 tokens, so nothing may overf
             "U and W swapped",
             prepare_turned,
             "You return (W, U); the task wants (U, W).",
+            "chapter 11, section 5",
+        ),
+        Mistake(
+            "the sign of W",
+            lambda *args: (prepare(*args)[0], -prepare(*args)[1]),
+            "Your W has the wrong sign. The minus stands in u = U - W S_0 already.",
+            "chapter 11, section 5",
+        ),
+        Mistake(
+            "W not solved for",
+            prepare_unsolved,
+            "Your W is the right-hand side, β a k. The tokens before correct it as well: the same system, the same I + A.",
+            "chapter 11, section 5",
+        ),
+        Mistake(
+            "β of the wrong token",
+            prepare_other_beta,
+            "Your A has β by its columns. β_i belongs to the row, the token that is corrected.",
             "chapter 11, section 5",
         ),
     ),
@@ -907,6 +1029,18 @@ all queries of the text, and then over the query heads that share a key head. Th
                 (torch.arange(weights.shape[-1]) - weights.argmax(-1)).float().mean(-1).reshape(kv_heads, -1).mean(1)
             ),
             "You took the distance of the largest weight. The mean distance weighs all keys.",
+            "chapter 11, section 9",
+        ),
+        Mistake(
+            "the sum of a group",
+            lambda weights, kv_heads: distances(weights).mean(-1).reshape(kv_heads, -1).sum(1),
+            "You add the heads of a group. It is their mean: a half-life does not grow with the number of heads.",
+            "chapter 11, section 9",
+        ),
+        Mistake(
+            "one token too far",
+            lambda weights, kv_heads: 1 + distances(weights).mean(-1).reshape(kv_heads, -1).mean(1),
+            "Your distances are one too large. A query that looks at its own key looks 0 tokens back.",
             "chapter 11, section 9",
         ),
     ),

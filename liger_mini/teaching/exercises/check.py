@@ -81,10 +81,10 @@ def check_exercise(task: str, answer: Any, *, seed: int = 0) -> Report:
         a report, which shows itself as the last line of a cell.
     """
     known = tasks()
-    if task not in known:
+    if str(task) not in known:
         listed = "\n".join(f"{number}  {one.title}" for number, one in known.items())
         return Report(str(task), False, f"There is no task {task!r}. There are:\n{listed}", 0, 0)
-    wanted = known[task]
+    wanted = known[str(task)]
     verdict, printed = _verdict(wanted, answer, seed)
     points = wanted.points if verdict.passed else 0
     return Report(f"{task} {wanted.title}", verdict.passed, verdict.message, points, wanted.points, printed)

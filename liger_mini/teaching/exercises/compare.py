@@ -72,6 +72,8 @@ def _tensor(got: Any, wanted: Tensor, name: str, tolerance: float | None) -> str
     if not isinstance(got, Tensor):
         way_out = " Keep to torch's functions: NumPy's lose the gradient." if type(got).__module__ == "numpy" else ""
         return f"{name} is {kind(got)}; expected is a PyTorch tensor of shape {list(wanted.shape)}.{way_out}"
+    if special := _special(got, wanted):
+        return f"{name} is {special}; expected is an ordinary tensor on the device {wanted.device}."
     if got.shape != wanted.shape:
         return f"{name} has shape {list(got.shape)}; expected is {list(wanted.shape)}."
     precise = {torch.float32, torch.float64}
@@ -90,6 +92,13 @@ def _tensor(got: Any, wanted: Tensor, name: str, tolerance: float | None) -> str
     return _largest(got, wanted, name)
 
 
+def _special(got: Tensor, wanted: Tensor) -> str:
+    """What keeps two tensors from being compared; empty if nothing does."""
+    if got.is_nested or got.layout != wanted.layout:
+        return "a nested tensor" if got.is_nested else f"a tensor of the layout {got.layout}"
+    return f"a tensor on the device {got.device}" if got.device != wanted.device else ""
+
+
 def _largest(got: Tensor, wanted: Tensor, name: str) -> str:
     """Where the error is largest, and whether it is only a factor."""
     error = (got - wanted).abs()
@@ -106,7 +115,7 @@ def alike(got: Any, wrong: Any, tolerance: float | None) -> bool:
     """Whether two wrong results show the same mistake. Where both overflow, it does not matter in which places."""
     if isinstance(got, (tuple, list)) and isinstance(wrong, (tuple, list)) and len(got) == len(wrong):
         return all(alike(g, w, tolerance) for g, w in zip(got, wrong))
-    tensors = isinstance(got, Tensor) and isinstance(wrong, Tensor) and got.shape == wrong.shape
-    if tensors and not got.isfinite().all() and not wrong.isfinite().all():
+    tensors = isinstance(got, Tensor) and isinstance(wrong, Tensor) and not _special(got, wrong)
+    if tensors and got.shape == wrong.shape and not got.isfinite().all() and not wrong.isfinite().all():
         return True
     return not difference(got, wrong, "", tolerance) and not difference(wrong, got, "", tolerance)

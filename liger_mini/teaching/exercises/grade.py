@@ -58,7 +58,7 @@ def grade(task: Task, answer: Any, seed: int = 0) -> Verdict:
         if all(_same(task, trial, attempt(task, mistake.answer, case)) for trial, (case, _) in zip(trials, expected)):
             return Verdict(False, f"{mistake.message} Read again: {mistake.section}.", mistake.name)
     first = failed[0]
-    if isinstance(trials[first].error, NotImplementedError):
+    if _unwritten(trials[first].error):
         return Verdict(False, complaints[first] or "")
     which = f"Case {first + 1} of {len(expected)} ({expected[first][0]}): " if len(expected) > 1 else ""
     return Verdict(False, f"{which}{complaints[first]} Explained in {task.section}.")
@@ -78,7 +78,9 @@ def attempt(task: Task, answer: Any, case: Case) -> Trial:
         value = task.run(function, *args.values())
         changed = tuple(name for name, x in args.items() if not _identical(x, case.args[name]))
         return Trial(value, None, changed, _gradients(task, function, case))
-    except (Exception, SystemExit) as error:
+    except Stopped:
+        raise
+    except BaseException as error:  # also exit(), and what else is meant for the interpreter
         return Trial(error=error)
 
 
@@ -158,15 +160,21 @@ def _same(task: Task, trial: Trial, wrong: Trial) -> bool:
 
 def _raised(task: Task, answer: Any, error: BaseException) -> str:
     """An exception of the student's code, with the student's line."""
-    if isinstance(error, NotImplementedError):
+    if _unwritten(error):
         return f"Nothing is here yet: write the body of {task.signature}."
     if isinstance(error, SystemExit):
         return f"Your code leaves the interpreter (exit){_line(error, answer)}."
-    text = " ".join(str(error).split())
+    text = " ".join("".join(traceback.format_exception_only(error)).partition(": ")[2].split())
     text = text if len(text) <= 300 else text[:300] + " …"
     where = _line(error, answer)
     called = "" if where else f". It is called as {task.signature}"
-    return f"Your code raises {type(error).__name__}: {text}{where}{called}."
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"Your code raises {said}{where}{called}."
+
+
+def _unwritten(error: BaseException | None) -> bool:
+    """Whether it is the stub's. torch's own NotImplementedError ("not implemented for 'Long'") says what is missing."""
+    return isinstance(error, NotImplementedError) and not error.args
 
 
 def _line(error: BaseException, answer: Any) -> str:
