@@ -10,12 +10,16 @@ from liger_mini.structures import GLA
 
 @pytest.mark.slow
 def test_every_cell_of_the_matrix_is_within_its_tolerance():
-    rows = list(equivalence.matrix(device="cuda" if torch.cuda.is_available() else "cpu"))
+    gpu = torch.cuda.is_available()
+    forms = [form for form in equivalence.FORMS if form != "compiled" or not gpu]
+    assert set(forms) >= {"naive", "chunked", "triton"}
+    rows = list(equivalence.matrix(forms, "cuda" if gpu else "cpu"))
     assert {(r["structure"], r["backend"], r["dtype"]) for r in rows} == {
         (s, b, d)
         for s in (*structures, "window")
-        for b in ("naive", "chunked", "triton")
+        for b in forms
         for d in ("float32", "bfloat16")
+        if b != "compiled" or s not in ("gsa", "window")
     }
     gla = {r["what"] for r in rows if r["structure"] == "gla"}
     assert gla == {"output", "final state 0", "d q", "d k", "d v", "d log_gate", "d initial state 0"}

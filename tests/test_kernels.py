@@ -188,6 +188,35 @@ def test_the_backend_argument_reaches_the_kernel_also_for_packed_documents():
     torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-4)
 
 
+def given(T=40, K=16):
+    q, k, v = torch.randn(3, 1, T, 2, K, device=DEVICE)
+    return q, k, v, F.logsigmoid(torch.randn(1, T, 2, K, device=DEVICE)) / 16
+
+
+def test_under_autocast_a_kernel_has_one_dtype_and_its_output_the_callers(monkeypatch):
+    from liger_mini.kernels import diagonal
+
+    seen, kernel = [], diagonal.triton_recurrence
+    monkeypatch.setattr(
+        diagonal, "triton_recurrence", lambda *given: seen.append([x.dtype for x in given[:5]]) or kernel(*given)
+    )
+    q, k, v, g = given()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        o, _ = gated_recurrence(q, k.bfloat16(), v, g, backend="triton")  # a softmax gives float32 under autocast
+    assert seen == [3 * [torch.bfloat16] + 2 * [torch.float32]]
+    assert o.dtype == torch.float32
+    assert relative_rms(o, gated_recurrence(q, k, v, g, backend="naive")[0]) < TOLERANCE[torch.bfloat16]
+
+
+def test_a_kernel_stands_beside_a_compiled_graph_and_still_sees_its_gates():
+    q, k, v, g = given()
+    compiled = torch.compile(lambda *x: 2 * gated_recurrence(*x, backend="triton")[0], backend="eager")
+    torch.testing.assert_close(compiled(q, k, v, g), 2 * gated_recurrence(q, k, v, g, backend="triton")[0])
+    g[:, 20] = -torch.inf
+    with pytest.raises(ValueError, match="take finite ones"):
+        compiled(q, k, v, g)
+
+
 @pytest.mark.parametrize("W", [1, 5, 16, 64, 200])
 @pytest.mark.parametrize("T", [1, 15, 64, 65, 130])
 def test_every_window_and_length(W, T):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liger_mini.recurrences.compiled import numba_is_missing
 from liger_mini.structures import Structure, structures
 from liger_mini.support.paths import write_atomically
 from liger_mini.support.provenance import provenance
@@ -28,13 +29,19 @@ from liger_mini.window import sliding_window_attention
 TOLERANCES = {
     ("naive", "float32"): 1e-5,
     ("chunked", "float32"): 1e-5,
+    ("compiled", "float32"): 1e-5,
     ("triton", "float32"): 1e-4,
     ("naive", "bfloat16"): 1e-2,
     ("chunked", "bfloat16"): 1e-2,
+    ("compiled", "bfloat16"): 1e-2,
     ("triton", "bfloat16"): 1e-2,
 }
 SHAPE = {"B": 2, "T": 130, "H": 4, "H_kv": 2, "K": 24, "V": 20}  # two chunks and a rest, groups, no powers of two
 WINDOW = 20
+
+
+FORMS = ("naive", "chunked", *(() if numba_is_missing() else ("compiled",)), "triton")  # that this machine can have
+WITHOUT = {"compiled": ("gsa", "window")}  # what a form is not there for
 
 
 def relative_rms(value: Tensor, reference: Tensor) -> float:
@@ -81,13 +88,11 @@ def recurrence_leaves(structure: Structure, dtype: torch.dtype, device: torch.de
     return {**leaves, **{f"initial state {i}": S.float() for i, S in enumerate(states) if S is not None}}
 
 
-def matrix(
-    backends: Iterable[str] = ("naive", "chunked", "triton"), device: torch.device | str = "cpu"
-) -> Iterator[dict[str, Any]]:
+def matrix(backends: Iterable[str] = FORMS, device: torch.device | str = "cpu") -> Iterator[dict[str, Any]]:
     """The rows of the table, structure by structure.
 
     Args:
-        backends: "triton" needs a GPU or TRITON_INTERPRET=1.
+        backends: "compiled" needs a CPU and numba, "triton" needs a GPU or TRITON_INTERPRET=1.
     """
     for dtype in (torch.float32, torch.bfloat16):
         subjects: dict[str, tuple[Callable, dict[str, Tensor]]] = {
@@ -98,7 +103,7 @@ def matrix(
         for name, (subject, leaves) in subjects.items():
             exact = {leaf: x.double() for leaf, x in leaves.items()}
             truth = differentiate(functools.partial(subject, backend="naive"), exact)
-            for backend in backends:
+            for backend in (b for b in backends if name not in WITHOUT.get(b, ())):
                 kind = str(dtype).removeprefix("torch.")
                 tolerance = TOLERANCES[backend, kind]
                 for what, value in differentiate(functools.partial(subject, backend=backend), leaves).items():
@@ -110,7 +115,7 @@ def matrix(
 def run(output: str | Path = "runs/equivalence.json") -> dict[str, Any]:
     """The whole matrix on this machine, written as JSON, the worst cell of each structure and form printed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = list(matrix(device=device))
+    rows = list(matrix([form for form in FORMS if device == "cpu" or form != "compiled"], device))
     worst: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
         key = (row["structure"], row["backend"], row["dtype"])

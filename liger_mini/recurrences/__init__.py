@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from liger_mini.recurrences import delta, diagonal, scalar, slots
+from liger_mini.recurrences import delta, diagonal, dispatch, scalar, slots
 from liger_mini.recurrences.checks import check_delta, check_gate, check_inputs, check_width
+from liger_mini.recurrences.compiled import numba_is_missing
 from liger_mini.recurrences.dispatch import check_backend, run
 from liger_mini.recurrences.loops import CHUNK
 
@@ -38,17 +39,18 @@ def gated_recurrence(
         initial_state: S_0, float32, one per row (N = B) or document; zeros if None.
         cu_seqlens: [N+1] boundaries 0 = c_0 ≤ … ≤ c_N = T of documents packed into one row (B = 1).
             They do not see each other; a document of length zero hands its state through.
-        backend: "naive" | "chunked" | "triton" | "auto" (`explain_backend` says what auto means). Triton needs a
-            GPU or TRITON_INTERPRET=1, takes q, k, v in their own dtype and has no float64.
+        backend: "naive" | "chunked" | "compiled" | "triton" | "auto" (`explain_backend` says what auto means). Compiled is the
+            naive loop, for a CPU; it needs numba, and is differentiable once. Triton needs a GPU or TRITON_INTERPRET=1,
+            takes q, k, v in their own dtype and has no float64.
     Returns:
         o and the state after the last token.
     Raises:
         ValueError: shapes or states that do not fit, an empty sequence, a gate above 0 or NaN, an unknown backend,
             cu_seqlens that do not cover T, a width above 256 for Triton. TypeError: dtypes that are not allowed.
-        RuntimeError: "triton" on a machine that cannot run it.
+        RuntimeError: "triton" or "compiled" on a machine that cannot run it.
     """
-    check_backend(backend)
     check_inputs(q, {"k": k, "v": v, "log_gate": log_gate}, {"log_gate": log_gate.ndim if log_gate.ndim == 3 else 4})
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
@@ -82,8 +84,8 @@ def slot_recurrence(
     Raises:
         ValueError, RuntimeError: as in `gated_recurrence`.
     """
-    check_backend(backend)
     check_inputs(q, {"k": k, "v": v, "slot_write": slot_write, "log_gate": log_gate})
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     check_width("log_gate", log_gate, "slot_write", slot_write)
     check_gate(log_gate, backend)
@@ -118,11 +120,11 @@ def delta_recurrence(
     Raises:
         ValueError: beta outside [0, 2] or NaN, keys that are too long; and what `gated_recurrence` raises.
     """
-    check_backend(backend)
     if log_gate is None:
         log_gate = q.new_zeros(beta.shape, dtype=torch.float32)
     axes = {"beta": 3, "log_gate": log_gate.ndim if log_gate.ndim == 3 else 4}
     check_inputs(q, {"k": k, "v": v, "beta": beta, "log_gate": log_gate}, axes)
+    backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
@@ -134,8 +136,20 @@ def delta_recurrence(
 
 def explain_backend(device: torch.device | str = "cpu") -> str:
     """What `backend="auto"` chooses on this device, and why."""
+    kind = torch.device(device).type
+    if dispatch.ASKED != "auto":
+        return f"on {kind}: {dispatch.ASKED!r}, because the environment has LIGER_MINI_BACKEND. A single token is one 'step'"
+    chunked = f"'chunked' (matrix products over {CHUNK} tokens at a time)"
+    if kind != "cpu":
+        choice = chunked
+    elif numba_is_missing():
+        choice = f"{chunked}; with numba it would be 'compiled', which is faster here: pip install 'liger_mini[fast]'"
+    else:
+        choice = (
+            "'compiled' (the naive loop, compiled by numba, a head after the other; faster here, forward and backward), and "
+            f"{chunked} for slots and wherever PyTorch has to see the operations, as in torch.compile"
+        )
     return (
-        f"on {torch.device(device).type}: 'chunked' (matrix products over {CHUNK} tokens at a time), "
-        "and one 'step' where the sequence is a single token. 'naive' is the readable loop and is never chosen; "
+        f"on {kind}: {choice}. A single token is one 'step'. 'naive' is the readable loop and is never chosen; "
         "'triton' is chosen only by name, until its kernels have been run on a GPU"
     )

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from liger_mini.recurrences import delta, diagonal, scalar, slots
-from liger_mini.recurrences.checks import check_state, require_triton
+from liger_mini.recurrences.checks import check_gate, check_state, require_triton
+from liger_mini.recurrences.compiled import FORMS, compiled, numba_is_missing, seen_by_pytorch_alone
 from liger_mini.recurrences.documents import check_documents, over_documents
 
-BACKENDS = ("auto", "naive", "chunked", "triton")
+BACKENDS = ("auto", "naive", "chunked", "compiled", "triton")
+ASKED = os.environ.get("LIGER_MINI_BACKEND", "auto")  # in place of "auto", for every call of this process
 TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
     scalar: "liger_mini.kernels.scalar",
@@ -23,11 +27,20 @@ TWINS = {
 }
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, T: int) -> str:
+    """What is asked for under this name: "auto" is what LIGER_MINI_BACKEND says, except for a single token.
+
+    Raises:
+        ValueError: an unknown name. RuntimeError: "triton" where that is not installed.
+    """
+    said = "backend"
+    if backend == "auto" and T > 1:
+        said, backend = "LIGER_MINI_BACKEND", ASKED
     if backend not in BACKENDS:
-        raise ValueError(f"backend = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"{said} = {backend!r}: allowed are {', '.join(map(repr, BACKENDS))}")
     if backend == "triton":
         require_triton()
+    return backend
 
 
 def run(
@@ -46,15 +59,43 @@ def run(
     compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs)), torch.float32)
     starts = [_start(name, S, (N, *shape), q, compute) for name, (S, shape) in states.items()]
     if backend == "triton":
-        return _run_triton(recurrence, (q, *inputs[:-1], inputs[-1].to(compute)), starts, cu_seqlens)
-    one_token = backend == "auto" and T == 1  # naive at T = 1 is exactly one step
-    form = recurrence.naive if backend == "naive" or one_token else recurrence.chunked
+        run_triton = _beside_the_graph if torch.compiler.is_compiling() else _run_triton
+        return run_triton(
+            recurrence, (*_one_dtype(q, *inputs[:-1]), inputs[-1].to(compute)), starts, cu_seqlens, inputs[1].dtype
+        )
     exact = [x.to(compute) for x in (q, *inputs)]
+    form = _form(recurrence, backend, exact)
     if cu_seqlens is None:
         o, *finals = form(*exact, *starts)
     else:
         o, *finals = over_documents(form, cu_seqlens, exact, starts)
     return o.to(inputs[1].dtype), *finals
+
+
+def _form(recurrence: ModuleType, backend: str, inputs: Sequence[Tensor]) -> Callable:
+    """What runs under this name; "auto" runs the compiled loop on a CPU where it can.
+
+    Raises:
+        ValueError: "compiled" for slots, or elsewhere than on a CPU. RuntimeError: "compiled" without numba.
+    """
+    if backend == "naive" or (backend == "auto" and inputs[0].shape[1] == 1):  # naive at T = 1 is exactly one step
+        return recurrence.naive
+    if backend == "chunked" or (backend == "auto" and seen_by_pytorch_alone(inputs)):
+        return recurrence.chunked
+    device = inputs[0].device.type
+    here = recurrence in FORMS and device == "cpu"
+    if backend == "auto":
+        return compiled(recurrence) if here and not numba_is_missing() else recurrence.chunked
+    if not here:
+        raise ValueError(
+            "backend = 'compiled' runs a gate per channel or per head and the delta rule, on a CPU; here are "
+            f"{device} tensors for {recurrence.__name__.rpartition('.')[2]!r}. Use 'chunked'"
+        )
+    if numba_is_missing():
+        raise RuntimeError(
+            "backend = 'compiled' needs the package numba, which is not installed: pip install 'liger_mini[fast]'"
+        )
+    return compiled(recurrence)
 
 
 def _start(name: str, state: Tensor | None, shape: tuple[int, ...], q: Tensor, compute: torch.dtype) -> Tensor:
@@ -64,8 +105,27 @@ def _start(name: str, state: Tensor | None, shape: tuple[int, ...], q: Tensor, c
     return state.to(compute)
 
 
+def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast in its type: a kernel multiplies two types without tensor cores, and autocast does not see a kernel."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
+
+
+@torch.compiler.disable(reason="kernels are tuned by running them, and take no gate of -inf, which only values show")
+def _beside_the_graph(recurrence: ModuleType, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
+    """The kernel where a graph is traced around it, with the check that could not be made while tracing."""
+    check_gate(inputs[-1], "triton")
+    return _run_triton(recurrence, inputs, *rest)
+
+
 def _run_triton(
-    recurrence: ModuleType, inputs: Sequence[Tensor], states: Sequence[Tensor], cu_seqlens: Tensor | None
+    recurrence: ModuleType,
+    inputs: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cu_seqlens: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
     """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head."""
     form: Callable = importlib.import_module(TWINS[recurrence]).triton_recurrence
@@ -75,4 +135,4 @@ def _run_triton(
         inputs = [x.repeat_interleave(groups, dim=2) for x in inputs]
         states = [S.repeat_interleave(groups, dim=1) for S in states]
     o, *finals = form(q, *inputs, *states, cu_seqlens)
-    return o, *(S[:, ::groups] for S in finals)
+    return o.to(dtype), *(S[:, ::groups] for S in finals)
