@@ -116,11 +116,10 @@ def kernel_times(rows: Sequence[Mapping[str, Any]], recurrence: str = "diagonal"
     Raises:
         ValueError: no row of that recurrence.
     """
-    rows = [row for row in rows if "forward_ms" in row]
     known = sorted({row["recurrence"] for row in rows} - {"window"})
     if recurrence not in known:
         raise ValueError(f"recurrence = {recurrence!r}: these rows have {', '.join(map(repr, known)) or 'none'}")
-    chosen = [row for row in rows if row["recurrence"] in (recurrence, "window")]
+    chosen = [row for row in rows if row["recurrence"] in (recurrence, "window") and "forward_ms" in row]
     lengths = sorted({row["T"] for row in chosen})
     curves: dict[str, list[float]] = {}
     for name, where in {_kernel_name(row): (row["recurrence"], row["implementation"]) for row in chosen}.items():
