@@ -64,12 +64,6 @@ def window(W: int, sinks: int = 1, *, structure: str = "gated_deltanet", mix: An
     return Way({"structure": structure, "window": W, "sinks": sinks, "mix": mix, **more})
 
 
-SHARES = {
-    "a fiftieth": 0.02,
-    "a twentieth": 0.05,
-    "a quarter": 0.25,
-    "as loud": 1.0,
-}  # of the recurrence, beside a whole window
 WAYS: dict[str, Way] = {
     "teacher": window(EVERYTHING, 0),
     "window 64": window(64, 0),
@@ -82,10 +76,7 @@ WAYS: dict[str, Way] = {
     "paper's way": window(64, 0, structure="gla", mix=0.5),
     **{f"{name}, half": window(64, structure=name, mix=0.5) for name in structures},
     **{f"{name}, a tenth": window(64, structure=name, mix=(0.1, 1.0)) for name in structures},
-    **{
-        f"hedgehog_deltanet, {name}": window(64, structure="hedgehog_deltanet", mix=(a, 1.0))
-        for name, a in SHARES.items()
-    },
+    "hedgehog_deltanet, a fiftieth": window(64, structure="hedgehog_deltanet", mix=(0.02, 1.0)),
     "hedgehog_deltanet, a ramp": dataclasses.replace(
         window(64, structure="hedgehog_deltanet", mix=(0.1, 1.0)), change=ramp
     ),
