@@ -44,14 +44,14 @@ def triton_recurrence(
         finite; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into one row (B = 1), with state
         [N, H, K, V]. An empty document hands its state through.
     Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
-    Raises: RuntimeError without a GPU or the interpreter, ValueError for K above 256 or V above 257, TypeError for
+    Raises: RuntimeError without a GPU or the interpreter, ValueError for K above 256 or V above 272, TypeError for
         other dtypes.
     """
     check({"K": q.shape[-1]}, {"state": state}, q=q, k=k, v=v, log_gate=log_gate)
-    if v.shape[-1] > WIDEST + 1:
+    if v.shape[-1] > WIDEST + 16:
         raise ValueError(
-            f"V = {v.shape[-1]}; with one gate per head the Triton kernels take V up to {WIDEST + 1}: {WIDEST} values "
-            "and a column for the normaliser"
+            f"V = {v.shape[-1]}; with one gate per head the Triton kernels take V up to {WIDEST + 16}: {WIDEST} values, "
+            "a column for the normaliser, and what fills its row up"
         )
     pieces = chunks(*q.shape[:2], cu_seqlens, q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device; autograd sets it for the backward pass

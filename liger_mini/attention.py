@@ -21,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from liger_mini.recurrences.dispatch import of_model
 from liger_mini.recurrences.documents import check_documents, document_numbers
 from liger_mini.structures import get_structure
 from liger_mini.support.cache import LigerCacheLayer, fit
@@ -91,7 +92,8 @@ class LigerAttention(nn.Module):
         structure, states = self.structure, None if cache is None else cache.states()
         if k.shape[2] < self.config.num_key_value_heads:  # tensor parallelism: the other heads are elsewhere
             structure = structure.of_heads(self.first_head(), k.shape[2], self.config.num_key_value_heads)
-        o, states = structure.run(q, k, v, states, mask=mask, documents=documents)
+        backend = of_model(self.config.liger.get("backend", "auto"), q.shape[1])  # older folders lack it
+        o, states = structure.run(q, k, v, states, mask=mask, documents=documents, backend=backend)
         if cache is not None:
             cache.update_states(states)
         return o

@@ -31,6 +31,7 @@ from transformers import (
 
 from liger_mini.attention import IMPLEMENTATION, LigerAttention, prepare_layers
 from liger_mini.evaluation.look_back import look_back
+from liger_mini.recurrences.dispatch import BACKENDS
 from liger_mini.structures import Temper, get_structure, structures
 from liger_mini.support.paths import write_atomically
 
@@ -45,9 +46,9 @@ class LigerModel:
     """What the linearized class of each family adds to the family's own: the swap, at construction.
 
     Its config is the family's with these fields more:
-        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every, sinks; also own_windows, the window of
-            each layer's softmax attention before (None: it saw everything), base, the name of the model it was made
-            from, parameters, how many that had, and recovered, once LoRA was merged.
+        liger: the arguments of `linearize`: structure, window, mix, temper, softmax_every, sinks, backend; also own_windows, the
+            window of each layer's softmax attention before (None: it saw everything), base, the name of the model it was
+            made from, parameters, how many that had, and recovered, once LoRA was merged.
         layer_types, sliding_window, number_of_conv_states: what transformers builds the decode cache from.
     """
 
@@ -164,6 +165,8 @@ class Settings:
             Structures whose gate is not computed from one key (linear, lightning, lightnet, deltanet) have none.
         softmax_every: keep every n-th block as ordinary softmax attention; the paper's "-H" has 8, None keeps none.
         sinks: how many of a text's first tokens every later one sees, beyond the window; the paper has none.
+        backend: the form in which the recurrence runs, as in `gated_recurrence`; the environment's LIGER_MINI_BACKEND is above
+            it, and a single token is one step of the loop in any case.
     Raises:
         ValueError: one that is outside its range.
     """
@@ -174,6 +177,7 @@ class Settings:
     temper: float | Literal["teacher"] | tuple[tuple[float, ...], ...] | None = None
     softmax_every: int | None = None
     sinks: int = 0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.temper, (list, tuple)):  # a list once it has been in a JSON file
@@ -193,6 +197,11 @@ class Settings:
             raise ValueError(f"softmax_every = {self.softmax_every!r}: allowed are whole numbers ≥ 1, or None")
         if type(self.sinks) is not int or self.sinks < 0:
             raise ValueError(f"sinks = {self.sinks!r}: allowed are whole numbers ≥ 0 (the paper has 0)")
+        if self.backend not in BACKENDS or (self.backend == "compiled" and self.structure == "gsa"):
+            allowed = [name for name in BACKENDS if name != "compiled" or self.structure != "gsa"]
+            raise ValueError(
+                f"backend = {self.backend!r}: allowed with structure {self.structure!r} are {', '.join(map(repr, allowed))}"
+            )
 
     @property
     def branches(self) -> tuple[float, float]:

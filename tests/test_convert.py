@@ -534,3 +534,32 @@ def test_folders_of_the_first_version_load(tiny, tmp_path):
     del config["auto_map"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert torch.equal(lm.load(tmp_path).eval()(ids).logits, model(ids).logits)
+
+
+def test_a_model_names_the_form_it_runs_in(monkeypatch, tmp_path):
+    """In its config, with the environment above it; a single token is one step in any case."""
+    from liger_mini.recurrences import dispatch
+
+    seen, form = [], dispatch._form
+    monkeypatch.setattr(dispatch, "_form", lambda what, backend, x: seen.append(backend) or form(what, backend, x))
+    model = lm.linearize(tiny(), backend="chunked")
+    model.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.config.liger["backend"] == "chunked"
+    layers = model.config.num_hidden_layers
+    ids = torch.arange(2, 12)[None]
+    model(ids)
+    model(ids[:, :1])
+    monkeypatch.setattr(dispatch, "ASKED", "naive")
+    model(ids)
+    assert seen == layers * ["chunked"] + layers * ["auto"] + layers * ["naive"]
+    model.config.liger.pop("backend")  # as in older folders
+    model(ids)
+
+
+@pytest.mark.parametrize(("structure", "backend"), [("gla", "fastest"), ("gsa", "compiled")])
+def test_a_form_that_cannot_be_is_refused_at_once(structure, backend):
+    with pytest.raises(
+        ValueError, match=f"backend = '{backend}': allowed with structure '{structure}' are 'auto', 'naive'"
+    ):
+        lm.linearize(tiny(), structure, backend=backend)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from liger_mini.experiments.equivalence import relative_rms
-from liger_mini.recurrences import gated_recurrence
+from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recurrence
 
 from .kernel_harness import DEVICE, GATES, KERNELS, RECURRENCES, TOLERANCE, check, exponents, inputs, named, watch
 
@@ -30,7 +30,7 @@ def test_every_length(kind, T):
 
 WIDTHS = {
     "diagonal": [(16, 16), (64, 40), (256, 16), (16, 256)],
-    "scalar": [(16, 16), (64, 40), (256, 16), (16, 256), (16, 257)],  # 257: the normaliser of the mLSTM is one more
+    "scalar": [(16, 16), (64, 40), (256, 16), (16, 256), (16, 272)],  # 272: with a filled-up column for a normaliser
     "delta": [(16, 16), (64, 40), (256, 16), (16, 256)],
     "delta per channel": [(16, 16), (40, 24)],
     "slots": [(64, 16, 16), (16, 64, 24), (16, 16, 256), (256, 16, 16), (16, 256, 16)],
@@ -156,7 +156,7 @@ def test_the_products_of_a_gpu_are_precise_enough(kind, gates, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "name", "width"),
-    [("diagonal", "K", 257), ("scalar", "K", 257), ("scalar", "V", 258), ("slots", "M", 257), ("window", "V", 257)],
+    [("diagonal", "K", 257), ("scalar", "K", 257), ("scalar", "V", 273), ("slots", "M", 257), ("window", "V", 257)],
 )
 def test_a_width_above_the_limit_is_refused(kind, name, width):
     with pytest.raises(ValueError, match=f"{name} = {width}; .* up to {width - 1}"):
@@ -193,6 +193,16 @@ def given(T=40, K=16):
     return q, k, v, F.logsigmoid(torch.randn(1, T, 2, K, device=DEVICE)) / 16
 
 
+def by_name(recurrence, T):
+    """A recurrence through its public function, with inputs that are trained."""
+    q, k, v, g = (x.requires_grad_() for x in given(T))
+    if recurrence == "slots":
+        return slot_recurrence(q, k, v, -g.expm1(), g, backend="triton")
+    if recurrence == "delta":
+        return delta_recurrence(q, F.normalize(k, dim=-1), v, g[..., 0].exp(), g[..., 1], backend="triton")
+    return gated_recurrence(q, k, v, g if recurrence == "diagonal" else g[..., 0], backend="triton")
+
+
 def test_under_autocast_a_kernel_has_one_dtype_and_its_output_the_callers(monkeypatch):
     from liger_mini.kernels import diagonal
 
@@ -206,6 +216,80 @@ def test_under_autocast_a_kernel_has_one_dtype_and_its_output_the_callers(monkey
     assert seen == [3 * [torch.bfloat16] + 2 * [torch.float32]]
     assert o.dtype == torch.float32
     assert relative_rms(o, gated_recurrence(q, k, v, g, backend="naive")[0]) < TOLERANCE[torch.bfloat16]
+
+
+def test_a_column_for_the_normaliser_is_filled_up_to_whole_rows(monkeypatch):
+    """mLSTM has V + 1 values: the kernel gets a multiple of 16, and the caller what the loop gives, gradients too."""
+    from liger_mini.kernels import scalar
+
+    seen, kernel = [], scalar.triton_recurrence
+    monkeypatch.setattr(
+        scalar, "triton_recurrence", lambda q, k, v, *rest: seen.append(v.shape) or kernel(q, k, v, *rest)
+    )
+    q, k, _, g = given()
+    leaves = [x.requires_grad_() for x in (q, k, torch.randn(1, 40, 2, 17, device=DEVICE), g[..., 0].contiguous())]
+    start = torch.randn(1, 2, 16, 17, device=DEVICE)
+    told = {}
+    for backend in ("triton", "naive"):
+        o, S = gated_recurrence(*leaves, initial_state=start, backend=backend)
+        told[backend] = o, S, *torch.autograd.grad(o.square().sum() + S.square().sum(), leaves)
+    assert seen == [(1, 40, 2, 32)]
+    for ours, true in zip(told["triton"], told["naive"]):
+        assert ours.shape == true.shape
+        assert relative_rms(ours, true) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("recurrence", ["diagonal", "scalar", "delta", "slots"])
+def test_where_gradients_are_doubted_a_kernel_shows_them_first_and_once(recurrence, monkeypatch):
+    """On Hopper below triton 3.7.1: compared with the chunked form before a training uses them, and refused if they differ."""
+    from importlib import import_module
+
+    from liger_mini.recurrences import trust
+
+    monkeypatch.setattr(trust, "doubtful", lambda device: True)
+    monkeypatch.setattr(trust, "_held", set())
+    kernels, calls = import_module(f"liger_mini.kernels.{recurrence}"), []
+    kernel = kernels.triton_recurrence
+
+    def wrong(q, k, *rest):
+        calls.append(1)
+        return kernel(q, k + 0.1 * (k - k.detach()), *rest)  # the gradient of k is 1.1 times what it should be
+
+    def run():
+        return by_name(recurrence, T=70)[0].sum().backward()
+
+    monkeypatch.setattr(kernels, "triton_recurrence", wrong)
+    with pytest.raises(RuntimeError, match=r"the gradient of input 1 is off by 0\.1 .*install a newer one"):
+        run()
+    with torch.no_grad():
+        by_name(recurrence, T=70)  # without gradients there is nothing to doubt
+    monkeypatch.setattr(kernels, "triton_recurrence", lambda *given: calls.append(1) or kernel(*given))
+    calls.clear()
+    run()
+    assert len(calls) == 2  # once to show them, once for the caller
+    run()
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "expected"),
+    [
+        ((9, 0), "3.6.0", True),
+        ((9, 0), "3.4.0", True),
+        ((9, 0), "3.7.1", False),
+        ((9, 0), "3.3.1", False),
+        ((8, 0), "3.6.0", False),
+    ],
+)
+def test_which_gpus_are_doubted(capability, version, expected, monkeypatch):
+    import triton
+
+    from liger_mini.recurrences.trust import doubtful
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(triton, "__version__", version)
+    assert doubtful(torch.device("cuda", 0)) is expected
+    assert not doubtful(torch.device("cpu"))
 
 
 def test_a_kernel_stands_beside_a_compiled_graph_and_still_sees_its_gates():

@@ -93,6 +93,8 @@ def settings(options: argparse.Namespace, model: PreTrainedModel | None = None) 
     liger = getattr(getattr(model, "config", None), "liger", None)
     if liger is None:
         return asked
+    if "backend" in asked:  # the form in which it runs can change at any time
+        liger["backend"] = Settings.of({**liger, "backend": asked["backend"]}).backend
     there = Settings.of(liger).explicit()
     other = {name: value for name, value in asked.items() if there[name] != value}
     if other:

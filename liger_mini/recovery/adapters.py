@@ -84,7 +84,7 @@ PEFT_TYPE_TO_PREFIX_MAPPING[AdapterType.LIGER_LORA] = LoraModel.prefix
 
 def _arguments(liger: dict[str, Any]) -> str:
     """The settings of a linearized model as arguments of `linearize`."""
-    settings = {name: x for name, x in liger.items() if name not in ABOUT_THE_BASE | {"recovered"} and x is not None}
+    settings = {name: x for name, x in liger.items() if name not in ELSEWHERE | {"recovered"} and x is not None}
     return ", ".join(f"{name}={x!r}" for name, x in settings.items())
 
 
@@ -127,13 +127,14 @@ model = PeftModel.from_pretrained(model, "this folder").eval()
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, there, here) of the settings that differ; what an older version did not know yet was off (None, 0, False)."""
-    for name in sorted((there.keys() | here.keys()) - ABOUT_THE_BASE):
+    for name in sorted((there.keys() | here.keys()) - ELSEWHERE):
         before, now = there.get(name), here.get(name)
         if (before or None) != (now or None):
             yield name, before, now
 
 
-ABOUT_THE_BASE = {"base", "parameters", "own_windows"}  # follow from the model that was linearized
+# what follows from the model that was linearized, and the form in which it runs: neither is how it was linearized
+ELSEWHERE = {"base", "parameters", "own_windows", "backend"}
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj"]  # PEFT's default for Llama leaves out k_proj, which here is the gate
 
 

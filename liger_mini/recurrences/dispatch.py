@@ -10,15 +10,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from liger_mini.recurrences import delta, diagonal, scalar, slots
 from liger_mini.recurrences.checks import check_gate, check_state, require_triton
 from liger_mini.recurrences.compiled import FORMS, compiled, numba_is_missing, seen_by_pytorch_alone
 from liger_mini.recurrences.documents import check_documents, over_documents
+from liger_mini.recurrences.trust import check_gradients
 
 BACKENDS = ("auto", "naive", "chunked", "compiled", "triton")
 ASKED = os.environ.get("LIGER_MINI_BACKEND", "auto")  # in place of "auto", for every call of this process
+ALIGNED = 16  # values: 32 bytes of bfloat16
 TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
     scalar: "liger_mini.kernels.scalar",
@@ -41,6 +44,11 @@ def check_backend(backend: str, T: int) -> str:
     if backend == "triton":
         require_triton()
     return backend
+
+
+def of_model(backend: str, T: int) -> str:
+    """What a model asks for whose config names `backend`: the environment is above it, and a single token is one step."""
+    return "auto" if ASKED != "auto" or T == 1 else backend
 
 
 def run(
@@ -127,12 +135,22 @@ def _run_triton(
     cu_seqlens: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head."""
+    """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head.
+
+    With one gate per head values come with a column for a normaliser (mLSTM); they are filled up to a multiple of `ALIGNED`,
+    since rows that begin anywhere cannot be read in one go.
+    """
     form: Callable = importlib.import_module(TWINS[recurrence]).triton_recurrence
     q, *inputs = inputs
+    width = inputs[1].shape[-1]
+    if recurrence is scalar and width % ALIGNED:
+        inputs[1], *states = (F.pad(x, (0, -width % ALIGNED)) for x in (inputs[1], *states))
     groups = q.shape[2] // inputs[0].shape[2]
     if groups > 1:
         inputs = [x.repeat_interleave(groups, dim=2) for x in inputs]
         states = [S.repeat_interleave(groups, dim=1) for S in states]
+    check_gradients(recurrence, form, (q, *inputs), states)
     o, *finals = form(q, *inputs, *states, cu_seqlens)
+    if recurrence is scalar:
+        o, *finals = (x[..., :width] for x in (o, *finals))
     return o.to(dtype), *(S[:, ::groups] for S in finals)
