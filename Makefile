@@ -77,10 +77,23 @@ assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
 record: $(DEV)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
 	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 $(filter notebooks/%,$(NOTEBOOKS))
 
-gpu: $(DEV)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
-	$(BIN)/python -m liger_mini equivalence --output data/results/equivalence-gpu.json
-	$(BIN)/python -m liger_mini benchmark --output data/results/benchmark-gpu.json
-	$(BIN)/python -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu
+gpu: gpu-kernels gpu-equivalence gpu-benchmark gpu-walk  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
+
+# Stages of minutes, each of which can be run alone. Where the packages are installed and no index is to be had:
+# `make gpu RUN=python3 DEV=`
+.PHONY: gpu-kernels gpu-equivalence gpu-benchmark gpu-walk
+RUN := $(BIN)/python
+gpu-kernels: $(DEV)
+	$(RUN) -m pytest -q -p no:cacheprovider tests/test_kernels.py
+
+gpu-equivalence: $(DEV)
+	$(RUN) -m liger_mini equivalence --output data/results/equivalence-gpu.json
+
+gpu-benchmark: $(DEV)
+	$(RUN) -m liger_mini benchmark kernels --output data/results/benchmark-gpu.json
+
+gpu-walk: $(DEV)
+	$(RUN) -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu
 	cp runs/walk-gpu/walk.json data/results/walk-gpu.json
 
 lint: $(DEV)  ## style, imports, formatting, types, and notebooks without outputs

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 
 import pytest
 import torch
@@ -205,3 +206,25 @@ def test_interrupted_stories_are_the_worlds_with_documentation_in_the_middle():
     assert max(lengths) - min(lengths) > 200
     with pytest.raises(ValueError, match=r"length = 256: a story has up to 256 tokens"):
         corpora.Interrupted(tokenizer, 4, length=256)
+
+
+def test_a_phone_book_answers_what_it_told():
+    """Every answer is the number told for that person earlier in the row; no two people share one; seeds are other books."""
+    tokenizer = AutoTokenizer.from_pretrained(data_dir() / "teacher")
+    rows = corpora.PhoneBooks(tokenizer, 6, length=900)
+    seen = []
+    for i in range(6):
+        row = rows[i]
+        assert row == rows[i]
+        assert len(row["input_ids"]) == 900
+        text, told = tokenizer.decode(row["input_ids"]), {}
+        for answer, person, number in re.findall(r"(Answer: )?Call (\w+) at (\d{4})\.", text):
+            if answer:
+                assert told[person] == number
+            else:
+                assert person not in told
+                told[person] = number
+        assert len(set(told.values())) == len(told) >= 6
+        seen.append(told)
+    assert seen[0] != seen[1]
+    assert corpora.PhoneBooks(tokenizer, 6, length=900, seed=1)[0] != rows[0]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import liger_mini as lm
 from liger_mini import corpora
-from liger_mini.evaluation import agreement, language, loss_by_position, paired, remember, row_losses
+from liger_mini.evaluation import agreement, language, loss_by_position, loss_by_repeat, paired, remember, row_losses
 from tests.conftest import TINY
 
 
@@ -131,3 +131,21 @@ def test_rows_of_both_kinds_are_whole_begun_and_not_trained_on(teacher):
     assert len(shared) < 0.01 * len(set(code.splitlines()))  # signatures and phrases that modules repeat
     with pytest.raises(ValueError, match="rows of 1024 tokens"):
         corpora.source_rows(tokenizer, rows=10**6)
+
+
+def test_what_was_there_before_by_hand(tiny, small_slices):
+    row = [5, 6, 7, 5, 6, 5, 6, 8, 9, 10, 11, 7, 5]
+    kinds = language.repeats(row, window=4)
+    #                 6      7      5      6       5      6       8   9   10  11  7  5
+    assert kinds == ["new", "new", "new", "near", "new", "near", *5 * ["new"], "far"]
+    model = tiny()
+    rows = [row, row[::-1]]
+    found = loss_by_repeat(model, rows, 4)
+    means = row_losses(model, rows)
+    for i, mean in enumerate(means.tolist()):
+        assert sum(counts[i] for _, counts in found.values()) == len(row) - 1
+        assert sum(sums[i] for sums, _ in found.values()) == pytest.approx(mean * (len(row) - 1))
+    with torch.no_grad():
+        logits = model(torch.tensor([row])).logits[0]
+    by_hand = [F.cross_entropy(logits[t - 1], torch.tensor(row[t])).item() for t in (4, 6)]
+    assert found["near"][0][0] == pytest.approx(sum(by_hand), rel=1e-5)

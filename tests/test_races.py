@@ -1,5 +1,6 @@
 """The benchmark's races: what a row holds, peers that cannot take part, and an interruption."""
 
+import functools
 import json
 import math
 
@@ -14,7 +15,7 @@ from liger_mini.experiments.races import Contestant, race
 from liger_mini.recurrences.compiled import numba_is_missing
 
 TIMES = {"median_s", "fastest_s", "slowest_s", "repeats", "seconds"}
-FOR_CHAPTERS = {"chunked_against_naive", "growth", "liger_against_softmax", "decode", "decode_seconds_ratio"}
+FOR_CHAPTERS = {"chunked_against_naive", "growth", "liger_against_softmax", "decode", "decode_seconds_ratio", "stream"}
 FOR_CHAPTERS |= {"decode_state_ratio", "decode_against_prefill", "provenance"}
 
 
@@ -152,12 +153,15 @@ def test_an_interrupted_run_keeps_its_races_and_goes_on(tmp_path, monkeypatch, c
 @pytest.mark.slow
 def test_a_whole_run_has_what_chapters_read(tmp_path, monkeypatch, short):
     monkeypatch.setattr(races, "growth", lambda: [{"recurrence": "diagonal", "exponent": 1.0}])
+    monkeypatch.setattr(races, "stream", functools.partial(races.stream, tokens=64, piece=16))
     decoded = [{"seconds_per_token": 1.0, "state_bytes": 1}] * 2
     monkeypatch.setattr(races, "decode", lambda model: decoded)
     monkeypatch.setitem(races.PARTS, "layer", lambda T, dtype: fast_layer(T, dtype))
     record = races.run(tmp_path / "benchmark.json", lengths=[24])
     assert set(record) >= FOR_CHAPTERS | {"rows"}
     assert [row["recurrence"] for row in record["chunked_against_naive"]] == list(races.REFERENCES)
+    assert record["stream"]["tokens"] == 64
+    assert len(set(record["stream"]["state_bytes"])) == 1
     (layer,) = record["liger_against_softmax"]
     times = layer["times"]
     assert layer["softmax_over_liger"] == times["softmax"]["median_s"] / times["liger"]["median_s"]
@@ -171,7 +175,11 @@ def fast_layer(T, dtype):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["speed"], r"unknown parts ['speed']: allowed are 'recurrence'"), (["layer", "--lengths", "0"], "lengths = [0]")],
+    [
+        (["kernels"], "times what runs on a GPU"),
+        (["speed"], r"unknown parts ['speed']: allowed are 'recurrence'"),
+        (["layer", "--lengths", "0"], "lengths = [0]"),
+    ],
 )
 def test_bad_input_is_named(arguments, words, tmp_path, capsys):
     assert main(["benchmark", *arguments, "--output", str(tmp_path / "x.json")]) == 2

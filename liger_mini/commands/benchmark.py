@@ -7,7 +7,9 @@ from liger_mini.experiments import races
 
 
 def describe(parser: ArgumentParser) -> None:
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(races.PARTS)}; all if none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(races.PARTS)}, kernels; all if none is named"
+    )
     parser.add_argument("--lengths", nargs="+", type=int, metavar="T", help="tokens, instead of each part's own")
     shared.output(parser, "runs/benchmark.json")
 

@@ -22,7 +22,8 @@ def describe(parser: ArgumentParser) -> None:
         nargs="+",
         choices=real.MEASURES,
         default=["text"],
-        help="text: loss, KL and agreement on two texts; recall: what it writes when asked; far: loss by position to 8,192",
+        help="text: loss, KL and agreement on two texts; recall: what it writes when asked; far: loss by position to 8,192; "
+        "repeats: loss of what is new in a row, and of what was there before",
     )
     parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
     parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")
@@ -40,9 +41,9 @@ def run(options: Namespace) -> None:
     if options.keep is not None:
         (name,) = result["ways"]
         real.keep(result, name, options.output_dir, options.keep)
-    for measure in ("recall", "far"):
+    for measure, table in real.TABLES.items():
         if measure in options.measures:
-            print(f"\n{real.TABLES[measure](result)}")
+            print(f"\n{table(result)}")
     if "text" not in options.measures:
         return
     for text in result["untouched"]:

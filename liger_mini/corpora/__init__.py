@@ -6,6 +6,7 @@ Every corpus becomes rows of ``input_ids`` and ``labels`` (-100 = not scored).
 from liger_mini.corpora.batches import Collator, Documentation, Interrupted, Rows, SeededRows, World
 from liger_mini.corpora.documentation import pydocs, pydocs_rows, pydocs_tokens, pysource, source_rows
 from liger_mini.corpora.files import read_text
+from liger_mini.corpora.phone_books import PhoneBooks
 from liger_mini.corpora.plain import rows, texts
 from liger_mini.corpora.records import instructions
 from liger_mini.corpora.stories import PEOPLE, RELATIONS, Story, encode_story, story, tinyworld
@@ -18,6 +19,7 @@ __all__ = [
     "Collator",
     "Documentation",
     "Interrupted",
+    "PhoneBooks",
     "Rows",
     "SeededRows",
     "Story",

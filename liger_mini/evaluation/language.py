@@ -9,6 +9,7 @@ head makes logits from `SLICE` of its states at a time: memory grows with the st
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -261,3 +262,38 @@ def loss_by_position(model: PreTrainedModel, rows: Rows, edges: Sequence[int]) -
             losses = _token_losses(head, _states(model, row[: edges[-1]])[None], labels)[0]  # of token 1, 2, …
             means.append(torch.stack([losses[low - 1 : high - 1].mean() for low, high in bins]))
     return [(edge, *mean(of_bin)) for edge, of_bin in zip(edges, torch.stack(means, 1))]
+
+
+REPEATS = ("new", "near", "far")
+
+
+def repeats(row: Sequence[int], window: int) -> list[str]:
+    """Of each token but the first: did the pair of it and the token before it come earlier in the row, and where?
+
+    "new": nowhere. "near": last within the `window` tokens before it, so that a window sees how it went on then. "far": last
+    before those: whoever predicts it from the row has to look up more than a window holds (Arora et al., 2023, call the
+    repeated ones associative recall hits).
+    """
+    last: dict[tuple[int, int], int] = {}
+    kinds = []
+    for t, pair in enumerate(itertools.pairwise(row), start=1):
+        seen = last.get(pair)
+        kinds.append("new" if seen is None else "near" if t - seen < window else "far")
+        last[pair] = t
+    return kinds
+
+
+def loss_by_repeat(model: PreTrainedModel, rows: Rows, window: int) -> dict[str, tuple[list[float], list[int]]]:
+    """For each kind of `repeats`: the sum of the losses of its tokens in each row, in nats, and how many there are."""
+    _check(rows)
+    found: dict[str, tuple[list[float], list[int]]] = {kind: ([], []) for kind in REPEATS}
+    with evaluating(model):
+        for row in rows:
+            labels = torch.tensor([list(row[1:])], device=model.device)
+            losses = _token_losses(model.get_output_embeddings(), _states(model, row)[None], labels)[0]
+            kinds = repeats(row, window)
+            for kind, (sums, counts) in found.items():
+                these = torch.tensor([k == kind for k in kinds])
+                sums.append(losses[these].sum().item())
+                counts.append(int(these.sum()))
+    return found

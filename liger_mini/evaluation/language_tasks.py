@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.corpora import encode, overlap, pydocs
+from liger_mini.corpora.phone_books import PEOPLE, asked, told
 from liger_mini.evaluation.language import evaluating, mean
 
 SINKS = 8  # tokens at the beginning of a text in which no answer is told
@@ -52,10 +53,6 @@ class Telling:
 
 Task = Callable[[random.Random], Telling]
 
-PEOPLE = (
-    "Anna Peter Maria Thomas Laura Daniel Julia Martin Sophie Robert Emily George Helen David Clara Simon Alice Victor "
-    "Rachel Oscar"
-).split()
 CITIES = "Paris London Berlin Madrid Rome Vienna Athens Dublin Boston Chicago Tokyo Moscow Cairo Sydney Toronto Lisbon".split()
 
 
@@ -66,11 +63,10 @@ def phone_book(dice: random.Random) -> Telling:
     ("Anna's number is 4821"), or the example before the facts, it answered about half of the questions.
     """
     people, numbers = dice.sample(PEOPLE, 4), dice.sample(range(1000, 10_000), 4)
-    facts = [f"Call {person} at {number}." for person, number in zip(people, numbers)]
-    asked = [f"Question: How do I reach {person}?\nAnswer: Call {person} at" for person in people]
+    facts, questions = list(map(told, people, numbers)), list(map(asked, people))
     order = dice.sample(range(4), 4)  # so that the example's fact is anywhere among the others
-    rest = [(order.index(i), asked[i], str(numbers[i])) for i in range(1, 4)]
-    return Telling([facts[i] for i in order], rest, 1 / 4, [f"{asked[0]} {numbers[0]}."])
+    rest = [(order.index(i), questions[i], str(numbers[i])) for i in range(1, 4)]
+    return Telling([facts[i] for i in order], rest, 1 / 4, [f"{questions[0]} {numbers[0]}."])
 
 
 def passkey(dice: random.Random) -> Telling:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, PreTrainedModel
@@ -22,6 +23,7 @@ from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recu
 from liger_mini.window import sliding_window_attention
 
 HEADS, WIDTH, WINDOW = 8, 64, 64
+KERNEL_LENGTHS = (1024, 4096, 16384, 65536)
 
 
 def in_turns(variants: Mapping[str, Callable[[], Any]], *, repeats: int = 5) -> dict[str, dict[str, Any]]:
@@ -89,7 +91,7 @@ def recurrences(
 
 
 @torch.no_grad()
-def growth(lengths: tuple[int, ...] = (2048, 4096, 8192, 16384)) -> list[dict[str, Any]]:
+def growth(lengths: tuple[int, ...] = (4096, 8192, 16384, 32768, 65536)) -> list[dict[str, Any]]:
     """How the chunked forms' time grows with T: the exponent p of time ~ T^p between the shortest and the longest."""
     inputs = {T: random_inputs(T) for T in lengths}
     rows = []
@@ -163,6 +165,33 @@ def state_bytes(cache: DynamicCache) -> int:
 
 
 @torch.no_grad()
+def stream(model: PreTrainedModel, tokens: int = 2**20, piece: int = 4096) -> dict[str, Any]:
+    """Read a text of so many tokens in pieces, with one cache: what is kept, and how long a piece takes, from start to end.
+
+    state_bytes, process_bytes: after the second piece, when everything has been allocated once, and after the last.
+    seconds_per_token: the medians over the first eighth of the pieces and over the last.
+    """
+    dice, cache, process = torch.Generator().manual_seed(0), DynamicCache(config=model.config), psutil.Process()
+    seconds: list[float] = []
+    kept: list[tuple[int, int]] = []
+    for _ in range(tokens // piece):
+        ids = torch.randint(2, model.config.vocab_size, (1, piece), generator=dice).to(model.device)
+        start = _now(model.device)
+        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        seconds.append((_now(model.device) - start) / piece)
+        kept.append((state_bytes(cache), process.memory_info().rss))
+    (states, rss), (last_states, last_rss) = kept[1], kept[-1]
+    part = max(1, len(seconds) // 8)
+    return {
+        "tokens": len(seconds) * piece,
+        "piece": piece,
+        "state_bytes": [states, last_states],
+        "process_bytes": [rss, last_rss],
+        "seconds_per_token": [statistics.median(seconds[:part]), statistics.median(seconds[-part:])],
+    }
+
+
+@torch.no_grad()
 def decode_against_prefill(model: PreTrainedModel, T: int = 300) -> float:
     """Largest difference of a logit between T single-token steps and one parallel forward."""
     ids = torch.randint(2, model.config.vocab_size, (2, T), generator=torch.Generator().manual_seed(1))
@@ -180,7 +209,7 @@ def reason(error: Exception) -> str:
 
 
 def kernels(
-    lengths: tuple[int, ...] = (1024, 4096, 16384, 65536),
+    lengths: Sequence[int] = KERNEL_LENGTHS,
     *,
     tokens: int = 32768,
     heads: int = 16,

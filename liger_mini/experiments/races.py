@@ -27,6 +27,7 @@ from liger_mini.convert import linearize
 from liger_mini.experiments import WINDOW as EMBEDDED_WINDOW
 from liger_mini.experiments.benchmark import (
     HEADS,
+    KERNEL_LENGTHS,
     WIDTH,
     WINDOW,
     causal_softmax,
@@ -38,6 +39,7 @@ from liger_mini.experiments.benchmark import (
     random_inputs,
     reason,
     recurrences,
+    stream,
 )
 from liger_mini.experiments.embedded import load_smollm2, load_teacher
 from liger_mini.recovery import quiet_peft
@@ -280,6 +282,8 @@ def run(
 ) -> dict[str, Any]:
     """The races of these parts (of all, and what the chapters read besides), written as JSON.
 
+    The part "kernels" is for a GPU: Triton's beside their peers (`benchmark.kernels`). It is in all of them where there is one.
+
     An interrupted run keeps its races in the folder ``<output>.races``; the same command goes on from there.
 
     Args:
@@ -288,16 +292,24 @@ def run(
         ValueError: an unknown part, a length below 1.
         FileExistsError: the folder holds races of other lengths, another machine or version.
     """
-    if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"unknown parts {sorted(unknown)}: allowed are {', '.join(map(repr, PARTS))}")
+    if unknown := set(parts) - {*PARTS, "kernels"}:
+        raise ValueError(f"unknown parts {sorted(unknown)}: allowed are {', '.join(map(repr, (*PARTS, 'kernels')))}")
+    if "kernels" in parts and not torch.cuda.is_available():
+        raise ValueError("the part 'kernels' times what runs on a GPU, and PyTorch sees none here; leave it out")
     if lengths and min(lengths) < 1:
         raise ValueError(f"lengths = {list(lengths)}: allowed are whole numbers ≥ 1")
     output = Path(output)
     folder = output.with_suffix(".races")
     machine = {name: x for name, x in provenance().items() if name != "date"}
     claim(folder / "run.json", {"lengths": lengths, **machine})
-    rows = list(_rows(parts or PARTS, lengths, folder))
+    rows = list(_rows((part for part in parts or PARTS if part in PARTS), lengths, folder))
     result = {"rows": rows, **(_read_by_chapters(rows, folder) if not parts else {}), "provenance": provenance()}
+    if torch.cuda.is_available() and (not parts or "kernels" in parts):
+        result["kernels"] = [
+            row
+            for T in lengths or KERNEL_LENGTHS
+            for row in _once(folder / f"kernels-{T}.json", functools.partial(kernels, (T,)))
+        ]
     write_atomically(output, json.dumps(result, indent=1))
     shutil.rmtree(folder)
     return result
@@ -349,9 +361,8 @@ def _read_by_chapters(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any
     first, *_, last = result["decode"] = _once(folder / "decode.json", functools.partial(decode, model))
     result["decode_seconds_ratio"] = last["seconds_per_token"] / first["seconds_per_token"]
     result["decode_state_ratio"] = last["state_bytes"] / first["state_bytes"]
+    (result["stream"],) = _once(folder / "stream.json", lambda: [stream(model)])
     result["decode_against_prefill"] = decode_against_prefill(model)
-    if torch.cuda.is_available():
-        result["kernels"] = _once(folder / "kernels.json", kernels)
     return result
 
 

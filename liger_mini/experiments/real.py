@@ -24,9 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.attention import liger_layers
 from liger_mini.convert import linearize
-from liger_mini.corpora import Documentation, pydocs_rows, pydocs_tokens, source_rows
-from liger_mini.evaluation import agreement, branches, loss_by_position, paired, remember, row_losses
-from liger_mini.evaluation.language import Remembered, mean
+from liger_mini.corpora import Documentation, SeededRows, pydocs_rows, pydocs_tokens, source_rows
+from liger_mini.evaluation import (
+    agreement,
+    branches,
+    loss_by_position,
+    loss_by_repeat,
+    paired,
+    remember,
+    row_losses,
+)
+from liger_mini.evaluation.language import REPEATS, Remembered, mean
 from liger_mini.evaluation.language_tasks import TASKS, questions, recall_by_generation
 from liger_mini.evaluation.measure import BRANCHES
 from liger_mini.experiments.embedded import load_recovered, load_smollm2
@@ -39,7 +47,8 @@ from liger_mini.support.tables import Table
 
 EVERYTHING = 8192  # a window over every row that is read here: the teacher's own attention
 # tasks of recall, and how many tokens back the answer is: near, and beyond what thirty windows of 16 pass on
-ASKED = (("phone_book", 100), ("passkey", 100), ("passkey", 500))
+ASKED = (("phone_book", 100), ("phone_book", 500), ("passkey", 100), ("passkey", 500))
+NEAR = 64
 EDGES, FAR_ROWS = (512, 1024, 2048, 4096, 8192), 4
 
 
@@ -97,6 +106,7 @@ class Plan:
     recipe: Recipe | None = None
     length: int = 1024  # tokens per row of training, and no more than in those that are measured
     rows: int | None = None  # of each text; None: all held-out documentation, and 48 of source code
+    data: type[SeededRows] = Documentation  # what is trained on
 
 
 # a hundred rows: first each layer learns to answer as the teacher's, then all of them the next token
@@ -178,8 +188,14 @@ def far(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts
     return {"edges": loss_by_position(model, rows, EDGES), "rows": FAR_ROWS}
 
 
+def repeated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
+    """Of each text and kind of token (new, repeated within a window of `NEAR`, repeated from farther): [loss, count] per row."""
+    return {name: loss_by_repeat(model, rows, NEAR) for name, rows in texts.rows.items()}
+
+
 Measure = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Texts], dict[str, Any]]
-MEASURES: dict[str, Measure] = {"text": on_texts, "recall": recall, "far": far}
+MEASURES: dict[str, Measure] = {"text": on_texts, "recall": recall, "far": far, "repeats": repeated}
+READ = ("text", "repeats")  # those that read `Texts`
 
 
 def made(
@@ -203,7 +219,7 @@ def made(
         recipe = plan.recipe
         if way.settings["window"] == EVERYTHING:  # its attention is the teacher's already: there is nothing to transfer
             recipe = dataclasses.replace(recipe, transfer_steps=0)
-        rows = Documentation(tokenizer, plan.recipe.rows, length=min(plan.length, length), seed=plan.recipe.seed)
+        rows = plan.data(tokenizer, plan.recipe.rows, length=min(plan.length, length), seed=plan.recipe.seed)
         done = recover(
             model, rows, output_dir=output_dir, recipe=recipe, train_in_full=way.train_in_full, save_every=20
         )
@@ -229,8 +245,8 @@ def run(
             each) or "long" (1,000).
         ways: some of the plan's; None takes all.
         measures: what is asked of each: "text" (loss, KL and agreement on two texts), "recall" (what it writes when asked for
-            something told before), "far" (loss by position to 8,192 tokens). More of them can be asked later: a recovery that
-            is done is not done again.
+            something told before), "far" (loss by position to 8,192 tokens), "repeats" (loss of what is new in a row, and of
+            what was there before). More of them can be asked later: a recovery that is done is not done again.
         rows: of each text, for a first look; None: as many as the plan has.
         length: tokens per row that is measured, and at most so many in training.
         load: makes the model to linearize, anew each time, and its tokenizer.
@@ -257,7 +273,7 @@ def run(
         {"plan": plan, "rows": rows, "length": length, "training_length": chosen.length, "recipe": recipe},
     )
     texts = Texts({}, {})
-    if "text" in measures:
+    if set(READ) & set(measures):
         print("reading the texts with the teacher, once", flush=True)
         texts = Texts.of(*load(), length, rows)
     untouched = {name: told.losses.tolist() for name, told in texts.told.items()}
@@ -395,4 +411,23 @@ def far_table(result: dict[str, Any]) -> Table:
     return Table.of(result["ways"].items(), columns, f"Nats per token of {FAR_ROWS} rows of pydocs, by position.")
 
 
-TABLES = {"recall": recall_table, "far": far_table}
+def repeats_table(result: dict[str, Any], text: str = "pydocs") -> Table:
+    """Loss of each way on tokens that are new, repeated within `NEAR` tokens, or repeated from farther; share of each."""
+    some = next(iter(result["ways"].values()))["repeats"][text]
+    tokens = {kind: sum(some[kind][1]) for kind in REPEATS}
+    words = {"new": "new", "near": f"seen within {NEAR} tokens", "far": "seen before those"}
+
+    def loss(kind: str, way: tuple[str, dict[str, Any]]) -> str:
+        sums, counts = way[1]["repeats"][text][kind]
+        return f"{sum(sums) / sum(counts):.3f}"
+
+    columns: dict[str, Callable] = {"model": lambda way: way[0]}
+    for kind, said in words.items():
+        columns[f"{said} ({tokens[kind] / sum(tokens.values()):.0%} of tokens)"] = functools.partial(loss, kind)
+    caption = (
+        f"Nats per token of {text}. A token is seen before if the pair of it and the one before it stood in the row."
+    )
+    return Table.of(result["ways"].items(), columns, caption)
+
+
+TABLES = {"recall": recall_table, "far": far_table, "repeats": repeats_table}
