@@ -250,3 +250,20 @@ def test_a_chapter_leads_to_the_glossary_where_it_first_uses_a_word(tmp_path):
     told = [("Linearizing", "linearize"), ("gates", "gate"), ("half life", "half-life"), ("inside", "inside, between")]
     assert linked("notebooks/03-chapter") == told
     assert linked("book/notation") == linked("notebooks/exercises/03-exercises") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("linearize", "liger_mini/convert.py"), ("recovery.Recipe", "liger_mini/recovery/recipes.py"), ("structures", None)],
+)
+def test_a_name_of_the_reference_links_to_its_first_line(name, file):
+    """Where the book has the address of a repository; a mapping has no line of its own."""
+    address = book.source_of("https://git.example/course/", "liger_mini", name)
+    assert book.source_of("", "liger_mini", name) is None
+    if file is None:
+        assert address is None
+        return
+    place, line = address.split("#L")
+    assert place == f"https://git.example/course/blob/main/{file}"
+    first = (book.ROOT / file).read_text("utf-8").splitlines()[int(line) - 1]
+    assert first.startswith(("def linearize", "@dataclass"))

@@ -25,6 +25,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from liger_mini.convert import linearize
 from liger_mini.experiments import WINDOW as EMBEDDED_WINDOW
+from liger_mini.experiments import profile
 from liger_mini.experiments.benchmark import (
     HEADS,
     KERNEL_LENGTHS,
@@ -361,6 +362,7 @@ def _read_by_chapters(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any
     first, *_, last = result["decode"] = _once(folder / "decode.json", functools.partial(decode, model))
     result["decode_seconds_ratio"] = last["seconds_per_token"] / first["seconds_per_token"]
     result["decode_state_ratio"] = last["state_bytes"] / first["state_bytes"]
+    result["profile"] = _once(folder / "profile.json", profile.rows)
     (result["stream"],) = _once(folder / "stream.json", lambda: [stream(model)])
     result["decode_against_prefill"] = decode_against_prefill(model)
     return result

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import html
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ from docutils.parsers.rst import Directive
 from plotly.offline import get_plotlyjs
 from sphinx.errors import ExtensionError
 
+import liger_mini
 from liger_mini.evaluation import Report
 from liger_mini.support.provenance import provenance
 from liger_mini.support.records import recorded, where
@@ -30,6 +33,7 @@ from liger_mini.teaching.matrix import equivalence_matrix
 PLOTLY = "application/vnd.plotly.v1+json"
 WORDS_A_MINUTE = 180  # of prose with formulas
 MAP, GITHUB = "notebooks/00-quickstart", "https://github.com/"
+ROOT = Path(liger_mini.__file__).parents[1]
 NEEDED_FOR_FIGURES = ("plotly.min.js", "figure.js")
 
 
@@ -40,6 +44,8 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_directive("equivalence-matrix", Matrix)
     app.add_directive("headline-figure", Headline)
     app.connect("builder-inited", prepare)
+    app.setup_extension("sphinx.ext.linkcode")
+    app.connect("config-inited", link_code)
     if "sphinx.ext.autodoc" in app.extensions:
         app.connect("autodoc-process-docstring", as_written, priority=1)
     app.connect("doctree-read", drop_copies)
@@ -61,6 +67,25 @@ def prepare(app: Any) -> None:
     found = [fault for path in executed(app.srcdir) for fault in faults(path)]
     if found:
         raise ExtensionError("\n".join(["notebooks that the book cannot show:", *found]))
+
+
+def link_code(app: Any, config: Any) -> None:
+    """In the reference each name links to its code in the repository, where the book has the address of one."""
+    config.linkcode_resolve = lambda domain, about: source_of(config.course_repository, about["module"], about["fullname"])
+
+
+def source_of(repository: str, module: str, name: str) -> str | None:
+    """The address of a name's first line; None without a repository, or for what is no class and no function."""
+    thing: Any = importlib.import_module(module)
+    for part in name.split("."):
+        thing = getattr(thing, part, None)
+    if not repository or not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        return None
+    path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
+    if not path.is_relative_to(ROOT):
+        return None
+    line = inspect.getsourcelines(thing)[1]
+    return f"{repository.rstrip('/')}/blob/main/{path.relative_to(ROOT).as_posix()}#L{line}"
 
 
 def executed(source: str | Path) -> list[Path]:

@@ -1,0 +1,120 @@
+"""Where the time goes (book/where-the-time-goes): the operators of a run, sorted into a few groups, as shares of its time."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from liger_mini.convert import linearize
+from liger_mini.experiments.benchmark import WINDOW, causal_softmax, random_inputs
+from liger_mini.experiments.embedded import load_smollm2
+from liger_mini.recovery import quiet_peft
+from liger_mini.recovery.adapters import LORA_TARGETS
+from liger_mini.recurrences import compiled, gated_recurrence
+from liger_mini.window import sliding_window_attention
+
+LOOP = "the compiled loop"
+GROUPS = {  # words in an operator's name -> the group it belongs to; the first that fits
+    "matrix products": ("mm", "linear", "matmul", "einsum", "triangular"),
+    "softmax attention": ("attention",),
+    "copies and layout": ("copy", "cat", "clone", "index", "gather", "constant_pad", "slice_backward", "fill", "zero"),
+    LOOP: (LOOP,),
+}
+OTHER, OUTSIDE = "other operators", "Python, and everything else"
+
+
+@contextmanager
+def loop_named() -> Iterator[None]:
+    """Inside the `with`, a profiler sees the compiled loop, which is no operator of PyTorch's."""
+    plain = compiled.over_heads
+
+    def named(loop: Callable, tensors: Sequence[Tensor], *rest: int) -> None:
+        with record_function(LOOP):
+            plain(loop, tensors, *rest)
+
+    compiled.over_heads = named
+    try:
+        yield
+    finally:
+        compiled.over_heads = plain
+
+
+def group(operator: str) -> str:
+    """The group of an operator's name, such as "aten::addmm"."""
+    return next((name for name, words in GROUPS.items() if any(word in operator for word in words)), OTHER)
+
+
+def shares(run: Callable[[], Any], repeats: int = 3) -> dict[str, Any]:
+    """Share of each group in the time of `run`, and its seconds without the profiler, which slows small operators down."""
+    run()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    seconds = (time.perf_counter() - start) / repeats
+    with loop_named(), profile(activities=[ProfilerActivity.CPU]) as seen:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        whole = time.perf_counter() - start
+    found: defaultdict[str, float] = defaultdict(float)
+    for event in seen.key_averages():
+        found[group(event.key)] += event.self_cpu_time_total / 1e6
+    found[OUTSIDE] = max(0.0, whole - sum(found.values()))
+    most_first = sorted(found.items(), key=lambda item: -item[1])
+    return {"seconds": seconds, "shares": {name: x / sum(found.values()) for name, x in most_first}}
+
+
+def rows(T: int = 2048, training: int = 1024) -> list[dict[str, Any]]:
+    """Attention of a layer, forward; and a step of training SmolLM2, forward and backward, with its parts of the time.
+
+    Args:
+        T: tokens the layer reads. training: tokens of the training step.
+    """
+    found = []
+    q, k, v, log_gate = random_inputs(T)
+
+    def layer(backend: str) -> None:
+        gated_recurrence(q.softmax(-1), k.softmax(-1), v, log_gate, backend=backend)
+        sliding_window_attention(q, k, v, WINDOW)
+
+    runs = {f"recurrence + window, {backend}": functools.partial(layer, backend) for backend in ("auto", "chunked")}
+    runs["causal SDPA"] = functools.partial(causal_softmax, *(x.transpose(1, 2) for x in (q, k, v)))
+    for name, run in runs.items():
+        found.append({"what": "attention of a layer", "model": name, "T": T} | shares(torch.no_grad()(run)))
+    for linear in (True, False):
+        try:
+            step = _step(linear, training)
+        except FileNotFoundError as error:
+            return [*found, {"what": "a training step", "model": "SmolLM2", "T": training, "reason": str(error)}]
+        for kind in ("float32", "bfloat16"):
+            name = f"{'linearized' if linear else 'unconverted'}, {kind}"
+            run = functools.partial(step, kind == "bfloat16")
+            found.append({"what": "a training step", "model": name, "T": training} | shares(run, repeats=1))
+    return found
+
+
+def _step(linear: bool, T: int) -> Callable[[bool], None]:
+    """A step of LoRA on a row of T tokens; with True under bfloat16's autocast."""
+    model, _ = load_smollm2()
+    if linear:
+        linearize(model, "hedgehog_deltanet", window=64, sinks=1, mix=(0.1, 1.0))
+    with quiet_peft():
+        model = get_peft_model(model, LoraConfig(r=32, target_modules=LORA_TARGETS)).train()
+    ids = torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
+
+    def step(bf16: bool) -> None:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+
+    return step
