@@ -9,14 +9,23 @@ import torch
 
 from liger_mini import teaching
 from liger_mini.__main__ import main
-from liger_mini.experiments import races
+from liger_mini.experiments import profile, races
 from liger_mini.experiments.benchmark import recurrences
 from liger_mini.experiments.races import Contestant, race
+from liger_mini.recurrences import compiled
 from liger_mini.recurrences.compiled import numba_is_missing
 
 TIMES = {"median_s", "fastest_s", "slowest_s", "repeats", "seconds"}
-FOR_CHAPTERS = {"chunked_against_naive", "growth", "liger_against_softmax", "decode", "decode_seconds_ratio", "stream"}
-FOR_CHAPTERS |= {"decode_state_ratio", "decode_against_prefill", "provenance"}
+FOR_CHAPTERS = {
+    "chunked_against_naive",
+    "growth",
+    "liger_against_softmax",
+    "decode",
+    "decode_seconds_ratio",
+    "stream",
+    "profile",
+}
+FOR_CHAPTERS |= {"decode_state_ratio", "decode_against_prefill", "provenance", "profile", "tried"}
 
 
 def check_row(row):
@@ -154,6 +163,8 @@ def test_an_interrupted_run_keeps_its_races_and_goes_on(tmp_path, monkeypatch, c
 def test_a_whole_run_has_what_chapters_read(tmp_path, monkeypatch, short):
     monkeypatch.setattr(races, "growth", lambda: [{"recurrence": "diagonal", "exponent": 1.0}])
     monkeypatch.setattr(races, "stream", functools.partial(races.stream, tokens=64, piece=16))
+    monkeypatch.setattr(profile, "rows", lambda: [{"what": "attention of a layer", "shares": {}}])
+    monkeypatch.setattr(profile, "tried", lambda: [{"tried": "chunks of 16 tokens", "ratio": 1.0}])
     decoded = [{"seconds_per_token": 1.0, "state_bytes": 1}] * 2
     monkeypatch.setattr(races, "decode", lambda model: decoded)
     monkeypatch.setitem(races.PARTS, "layer", lambda T, dtype: fast_layer(T, dtype))
@@ -184,3 +195,42 @@ def fast_layer(T, dtype):
 def test_bad_input_is_named(arguments, words, tmp_path, capsys):
     assert main(["benchmark", *arguments, "--output", str(tmp_path / "x.json")]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_profile_sorts_all_of_the_time_and_sees_the_compiled_loop(monkeypatch):
+    plain, asked = compiled.over_heads, []
+    monkeypatch.setattr(
+        profile, "_step", lambda *how: asked.append(how) or (lambda bf16: torch.ones(40, 40) @ torch.ones(40))
+    )
+    rows = profile.rows(T=40, training=20)
+    assert compiled.over_heads is plain
+    assert asked == [(True, 20), (False, 20)]
+    assert [row["what"] for row in rows] == 3 * ["attention of a layer"] + 4 * ["a training step"]
+    for row in rows:
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert row["seconds"] > 0
+    auto, chunked, sdpa, *_ = (row["shares"] for row in rows)
+    assert (profile.LOOP in auto) == (not numba_is_missing())
+    assert "matrix products" in chunked
+    assert profile.LOOP not in chunked
+    assert "softmax attention" in sdpa
+
+
+def test_what_was_tried_leaves_the_code_as_it_is():
+    before = {name: getattr(module, constant) for name, (_, module, constant, _) in profile.CHOICES.items()}
+    found = profile.tried(T=80)
+    assert {row["tried"] for row in found} == {
+        name for name, (_, module, _, _) in profile.CHOICES.items() if module is not compiled or not numba_is_missing()
+    }
+    assert all(row["ratio"] > 0 and row["instead of"] == before[row["tried"]] for row in found)
+    assert before == {name: getattr(module, constant) for name, (_, module, constant, _) in profile.CHOICES.items()}
+
+
+def test_a_profile_without_the_real_model_says_so(monkeypatch):
+    def missing(*how):
+        raise FileNotFoundError("SmolLM2 was not fetched")
+
+    monkeypatch.setattr(profile, "_step", missing)
+    *layers, last = profile.rows(T=20)
+    assert len(layers) == 3
+    assert last["reason"] == "SmolLM2 was not fetched"

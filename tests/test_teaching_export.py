@@ -254,7 +254,11 @@ def test_a_chapter_leads_to_the_glossary_where_it_first_uses_a_word(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("linearize", "liger_mini/convert.py"), ("recovery.Recipe", "liger_mini/recovery/recipes.py"), ("structures", None)],
+    [
+        ("linearize", "liger_mini/convert.py"),
+        ("recovery.Recipe", "liger_mini/recovery/recipes.py"),
+        ("structures", None),
+    ],
 )
 def test_a_name_of_the_reference_links_to_its_first_line(name, file):
     """Where the book has the address of a repository; a mapping has no line of its own."""

@@ -18,7 +18,7 @@
   addEventListener('change', event => event.target.closest('.filters') && filter())
   // buttons that the theme draws as a picture alone; its tooltips take the title away
   const name = () => document.querySelectorAll('button:not([aria-label])').forEach(button => {
-    const words = button.title || button.dataset.bsOriginalTitle
+    const words = button.title || button.dataset.bsOriginalTitle || button.dataset.tooltip
     if (words) button.setAttribute('aria-label', words)
   })
   // the theme's sidebar is a landmark, so that a screen reader can go there and leave it out

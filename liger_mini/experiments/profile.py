@@ -14,12 +14,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from liger_mini import window
 from liger_mini.convert import linearize
-from liger_mini.experiments.benchmark import WINDOW, causal_softmax, random_inputs
+from liger_mini.experiments.benchmark import WINDOW, causal_softmax, in_turns, random_inputs
 from liger_mini.experiments.embedded import load_smollm2
 from liger_mini.recovery import quiet_peft
 from liger_mini.recovery.adapters import LORA_TARGETS
-from liger_mini.recurrences import compiled, gated_recurrence
+from liger_mini.recurrences import compiled, gated_recurrence, loops
 from liger_mini.window import sliding_window_attention
 
 LOOP = "the compiled loop"
@@ -118,3 +119,48 @@ def _step(linear: bool, T: int) -> Callable[[bool], None]:
         loss.backward()
 
     return step
+
+
+# another choice -> (the run that it is part of, the module, its constant, the value)
+CHOICES: dict[str, tuple[str, Any, str, int]] = {
+    **{f"chunks of {C} tokens": ("recurrence, chunked", loops, "CHUNK", C) for C in (16, 64, 128)},
+    **{f"windows in spans of {S:,} queries": ("window", window, "SPAN", S) for S in (256, 4096)},
+    **{
+        f"a state kept every {n} tokens": ("recurrence, compiled, with backward", compiled, "EVERY", n) for n in (4, 64)
+    },
+}
+
+
+def tried(T: int = 2048) -> list[dict[str, Any]]:
+    """What another choice costs: time beside the one that is in the code, taken in turns, as a ratio of medians."""
+    q, k, v, _ = leaves = random_inputs(T, requires_grad=True)
+
+    def compiled_with_backward() -> None:
+        torch.autograd.grad(gated_recurrence(*leaves, backend="compiled")[0].sum(), leaves)
+
+    runs = {
+        "recurrence, chunked": torch.no_grad()(functools.partial(gated_recurrence, *leaves, backend="chunked")),
+        "window": torch.no_grad()(functools.partial(sliding_window_attention, q, k, v, WINDOW)),
+        "recurrence, compiled, with backward": compiled_with_backward,
+    }
+    found = []
+    for name, (of, module, constant, value) in CHOICES.items():
+        here = getattr(module, constant)
+        if module is compiled and compiled.numba_is_missing():
+            continue
+        times = in_turns(
+            {"as it is": runs[of], "tried": functools.partial(_with, module, constant, value, runs[of])}, repeats=9
+        )
+        ratio = times["tried"]["median_s"] / times["as it is"]["median_s"]
+        found.append({"tried": name, "of": of, "instead of": here, "T": T, "ratio": ratio})
+    return found
+
+
+def _with(module: Any, constant: str, value: int, run: Callable[[], Any]) -> None:
+    """Run with another value of a module's constant."""
+    before = getattr(module, constant)
+    setattr(module, constant, value)
+    try:
+        run()
+    finally:
+        setattr(module, constant, before)

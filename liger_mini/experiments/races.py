@@ -363,6 +363,7 @@ def _read_by_chapters(rows: list[dict[str, Any]], folder: Path) -> dict[str, Any
     result["decode_seconds_ratio"] = last["seconds_per_token"] / first["seconds_per_token"]
     result["decode_state_ratio"] = last["state_bytes"] / first["state_bytes"]
     result["profile"] = _once(folder / "profile.json", profile.rows)
+    result["tried"] = _once(folder / "tried.json", profile.tried)
     (result["stream"],) = _once(folder / "stream.json", lambda: [stream(model)])
     result["decode_against_prefill"] = decode_against_prefill(model)
     return result

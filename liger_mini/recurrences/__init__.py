@@ -151,5 +151,6 @@ def explain_backend(device: torch.device | str = "cpu") -> str:
         )
     return (
         f"on {kind}: {choice}. A single token is one 'step'. 'naive' is the readable loop and is never chosen; "
-        "'triton' is chosen only by name, until its kernels have been run on a GPU"
+        "'triton' is chosen only by name, until its kernels have been run on a GPU; where its gradients are known to be "
+        "wrong at times (Hopper, triton 3.4.0 to 3.7.0) it shows them before a training uses them"
     )

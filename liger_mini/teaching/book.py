@@ -71,7 +71,9 @@ def prepare(app: Any) -> None:
 
 def link_code(app: Any, config: Any) -> None:
     """In the reference each name links to its code in the repository, where the book has the address of one."""
-    config.linkcode_resolve = lambda domain, about: source_of(config.course_repository, about["module"], about["fullname"])
+    config.linkcode_resolve = lambda domain, about: source_of(
+        config.course_repository, about["module"], about["fullname"]
+    )
 
 
 def source_of(repository: str, module: str, name: str) -> str | None:
