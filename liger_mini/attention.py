@@ -64,6 +64,7 @@ class LigerAttention(nn.Module):
         documents: Tensor | None = None,  # [B, T], which of the documents packed into its row a token belongs to
         **kwargs,
     ) -> tuple[Tensor, None]:
+        """What the layer hands on, [B, T, D]; and None, where softmax attention may return its weights."""
         q, k, v = self.projections(hidden_states)  # [B, heads, T, K]
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         a, b = self.branches

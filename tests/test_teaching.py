@@ -58,6 +58,13 @@ def test_table_escapes_and_aligns():
         teaching.Table(["", "loss"], [["only a name"]])
 
 
+def test_a_column_of_prose_is_read_from_the_left_and_no_number_is_broken():
+    said = "this says what a student did wrong, and which section to read again"
+    page = teaching.Table(["task", "points", "what it says"], [["03.1", "+0.002 ± 0.001", said]])._repr_html_()
+    assert re.search(r'<td style="text-align:right[^"]*;white-space:nowrap">\+0.002 ± 0.001<', page)
+    assert re.search(rf'<td style="text-align:left[^"]*min-width:14em">{said}<', page)
+
+
 def test_tier_is_what_the_variable_says(monkeypatch):
     monkeypatch.setenv("LIGER_MINI_TIER", "quick")
     assert teaching.by_tier(quick=1, full=2) == 1
@@ -246,7 +253,7 @@ def test_a_widget_follows_its_controls(name):
         for place, told in {"words": begin, **seen}.items():
             expected = told(**setting) if callable(told) else told.format(**setting)
             assert words.value.startswith(expected) if place == "words" else look(view, place) == expected, place
-    assert ", ".join(f"{name} {offered[-1]}" for name, offered in controls.items()) in box.twin
+    assert ", ".join(f"{name.replace('_', ' ')} {offered[-1]}" for name, offered in controls.items()) in box.twin
 
 
 def test_the_twin_has_every_setting_and_needs_no_kernel():
@@ -279,7 +286,7 @@ def test_where_nobody_is_there_a_widget_is_its_twin(monkeypatch):
     monkeypatch.setattr(widgets, "request", lambda: {"content": {"allow_stdin": False}})
     twin = widgets.explore(decay, temper=[1, 4], gain=[1, 2])
     assert len(twin.frames) == 4
-    assert "A slider shows 4 settings." in alt_text(twin)
+    assert "A slider shows 4 settings, of which this is temper 1, gain 1." in alt_text(twin)
 
 
 def test_the_map_of_the_course_says_what_the_chapters_say():

@@ -271,3 +271,27 @@ def test_a_name_of_the_reference_links_to_its_first_line(name, file):
     assert place == f"https://git.example/course/blob/main/{file}"
     first = (book.ROOT / file).read_text("utf-8").splitlines()[int(line) - 1]
     assert first.startswith(("def linearize", "@dataclass"))
+
+
+def test_a_name_or_a_verb_is_no_headword(tmp_path):
+    nodes, utils = pytest.importorskip("docutils.nodes"), pytest.importorskip("docutils.utils")
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "glossary.md").write_text(GLOSSARY, "utf-8")
+    document = utils.new_document("notebooks/03-chapter")
+    document += nodes.paragraph("", "They can gate it, and Mr Gates does not gate it. Gates do.")
+    app = SimpleNamespace(env=SimpleNamespace(docname="notebooks/03-chapter"), srcdir=tmp_path)
+    glossary.link_first_uses(app, document)
+    (link,) = document.findall(glossary.pending_xref)
+    assert link.astext() == "Gates"
+    assert link.parent.children[-1].astext() == " do."  # the last one
+
+
+def test_a_progress_bar_that_stands_still_is_left_out():
+    nodes, utils = pytest.importorskip("docutils.nodes"), pytest.importorskip("docutils.utils")
+    document = utils.new_document("notebooks/08")
+    bar = "  0%|          | 0/60 [00:00<?, ?it/s]"
+    document += nodes.literal_block("", f"{bar}\nloss 2.1", classes=["output", "stream"])
+    document += nodes.literal_block("", bar, classes=["output", "stderr"])
+    document += nodes.literal_block("", f"print('{bar}')", classes=["code"])
+    book.drop_copies(None, document)
+    assert [block.astext() for block in document.findall(nodes.literal_block)] == ["loss 2.1", f"print('{bar}')"]

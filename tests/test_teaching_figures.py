@@ -12,7 +12,7 @@ from liger_mini.recurrences import diagonal
 from liger_mini.structures import DeltaNet
 from liger_mini.teaching import counting, figures
 from liger_mini.teaching.counting import crossover, decode_bytes, kernel_cost, prefill_flops
-from liger_mini.teaching.figures import attention, chunks, collapse, conversion, gates, kernels, speed, window
+from liger_mini.teaching.figures import attention, chunks, collapse, conversion, gates, kernels, speed, theme, window
 from liger_mini.teaching.figures.conversion import loss_after_conversion
 from liger_mini.teaching.figures.structures import attention_maps, reset_curves, state_at
 
@@ -57,7 +57,7 @@ FIGURES = {
         lambda: attention.growth([8, 16, 32], GROWTH, title="Time", unit="time (ms)"),
         {"x": "T (tokens)", "y": "time (ms)", "layout.xaxis.type": "log", "layout.yaxis.type": "log"}
         | {"data[0].x": [8, 16, 32], "data[:].name": list(GROWTH), "data[:].y": list(GROWTH.values())},
-        ["softmax 64 to 1,024, as T^2.00", "recurrence 8 to 32, as T^1.00"],
+        ["softmax 64 to 1,024, as T to the 2.00", "recurrence 8 to 32, as T to the 1.00"],
     ),
     "interference": (
         lambda: attention.interference([1, 5, 17], ERRORS, width=4),
@@ -403,3 +403,17 @@ def test_parameters_are_counted_by_kind(tiny):
     assert counting.parameters_by_kind(STATE) == {"embed_tokens": 40, "k_proj": 36, "norms": 8}
     model = tiny("qwen3")
     assert sum(counting.parameters_by_kind(dict(model.named_parameters())).values()) == model.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([5.9, 47.0], ["1", "2", "5", "10", "20", "50", "100", "200", "500"]),
+        ([0.2, 9000.0], ["0.1", "1", "10", "100", "1,000", "10,000"]),
+    ],
+)
+def test_a_logarithmic_axis_has_ticks_that_can_be_read(values, ticks):
+    figure = theme.new_figure("", "x", "y").add_scatter(y=values)
+    theme.log_ticks(figure)
+    assert list(figure.layout.yaxis.ticktext) == ticks
+    assert list(figure.layout.yaxis.tickvals) == [float(tick.replace(",", "")) for tick in ticks]

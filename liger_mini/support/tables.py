@@ -42,13 +42,14 @@ class Table:
         return "\n".join([first, "-" * len(first), *rest, *([self.caption] if self.caption else [])])
 
     def _repr_html_(self) -> str:
-        left, right = (f'style="text-align:{side};padding:.2em .7em"' for side in ("left", "right"))
-        sides = [left, *[right] * len(self.head[1:])]
-        tops = [(side, html.escape(cell)) for side, cell in zip(sides, self.head)]
-        head = "".join(f'<th scope="col" {side}>{cell}</th>' if cell else "<td></td>" for side, cell in tops)
+        looks = [_look(i, column) for i, column in enumerate(zip(*self.rows))] or [_look(0, ())] * len(self.head)
+        tops = [(look, html.escape(cell)) for look, cell in zip(looks, self.head)]
+        head = "".join(f'<th scope="col" style="{look}">{cell}</th>' if cell else "<td></td>" for look, cell in tops)
         body = "".join(
-            f'<tr><th scope="row" {left}>{html.escape(name)}</th>'
-            + "".join(f"<td {right}>{html.escape(cell)}</td>" for cell in cells)
+            f'<tr><th scope="row" style="{looks[0]}{_whole(name)}">{html.escape(name)}</th>'
+            + "".join(
+                f'<td style="{look}{_whole(cell)}">{html.escape(cell)}</td>' for look, cell in zip(looks[1:], cells)
+            )
             + "</tr>"
             for name, *cells in self.rows
         )
@@ -58,3 +59,17 @@ class Table:
             f'<div class="wide" tabindex="0" style="overflow-x:auto;container-type:inline-size"><table>{caption}'
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
+
+
+SHORT, PROSE = 24, 40  # characters: what is not broken into lines, and what is read rather than compared
+
+
+def _look(i: int, cells: Sequence[str]) -> str:
+    """The style of a column: names and prose begin on the left, prose has room, numbers end on the right."""
+    prose = max(map(len, cells), default=0) > PROSE
+    side = "left" if i == 0 or prose else "right"
+    return f"text-align:{side};padding:.2em .7em" + (";min-width:14em" if prose else "")
+
+
+def _whole(cell: str) -> str:
+    return ";white-space:nowrap" if len(cell) <= SHORT else ""

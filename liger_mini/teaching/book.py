@@ -34,6 +34,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 WORDS_A_MINUTE = 180  # of prose with formulas
 MAP, GITHUB = "notebooks/00-quickstart", "https://github.com/"
 ROOT = Path(liger_mini.__file__).parents[1]
+PROGRESS = re.compile(r"^.*\d+%\|.*\[.*<.*\].*\n?", re.MULTILINE)  # a line of tqdm
 NEEDED_FOR_FIGURES = ("plotly.min.js", "figure.js")
 
 
@@ -48,6 +49,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", link_code)
     if "sphinx.ext.autodoc" in app.extensions:
         app.connect("autodoc-process-docstring", as_written, priority=1)
+        app.connect("autodoc-process-docstring", names_as_written, priority=900)
     app.connect("doctree-read", drop_copies)
     app.connect("doctree-read", link_first_uses)
     app.connect("html-page-context", finish_page, priority=900)
@@ -120,9 +122,16 @@ def _faults_of_cell(cell: dict[str, Any]) -> list[str]:
 
 
 def drop_copies(app: Any, document: nodes.document) -> None:
-    """Take plotly.js out of the outputs on a page."""
+    """Take plotly.js out of the outputs on a page, and progress bars, which stand still there."""
     for output in document.findall(nodes.raw):
         output[:] = [nodes.Text(without_plotlyjs(output.astext()))]
+    for printed in list(document.findall(nodes.literal_block)):
+        if "output" in printed.get("classes", []) and PROGRESS.search(printed.astext()):
+            left = PROGRESS.sub("", printed.astext()).strip("\n")
+            if left:
+                printed.parent.replace(printed, nodes.literal_block(left, left, **printed.attributes))
+            else:
+                printed.parent.remove(printed)
 
 
 def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -130,6 +139,11 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
     parts = re.split(r"`+([^`]+)`+", "\n".join(lines))
     escaped = (f"``{part}``" if i % 2 else re.sub(r"([\\*_|])", r"\\\1", part) for i, part in enumerate(parts))
     lines[:] = "".join(escaped).split("\n")
+
+
+def names_as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon has made directives of attributes, whose names are no prose: what `as_written` escaped comes back."""
+    lines[:] = [line.replace("\\", "") if line.startswith(".. attribute::") else line for line in lines]
 
 
 def finish_page(app: Any, name: str, template: str, context: dict[str, Any], document: nodes.document | None) -> None:

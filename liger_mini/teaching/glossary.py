@@ -9,6 +9,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 
+VERB = re.compile(r"\b(can|could|may|must|will|would|do|does|did|to|not|you|we|they|it)( at most| hardly| not)? $")
 NOT_IN = (nodes.title, nodes.reference, pending_xref, nodes.literal, nodes.math, nodes.raw, nodes.caption)
 
 
@@ -56,7 +57,7 @@ def _linked(text: nodes.Text, left: dict[str, str]) -> list[nodes.Node]:
     for match in re.finditer(_any_of(left), said) if left else ():
         entry = next((e for form, e in left.items() if re.fullmatch(form, match[0], re.IGNORECASE)), None)
         # "inside, between, outside" are ordinary words unless they stand out
-        if entry is None or ("," in entry and not emphasised):
+        if entry is None or ("," in entry and not emphasised) or _another_word(match[0], said[: match.start()]):
             continue
         link = pending_xref("", nodes.inline("", match[0]), refdomain="std", reftype="term", reftarget=entry)
         pieces += [nodes.Text(said[begin : match.start()]), link]
@@ -64,6 +65,12 @@ def _linked(text: nodes.Text, left: dict[str, str]) -> list[nodes.Node]:
         for form in [form for form, e in left.items() if e == entry]:
             del left[form]
     return [*pieces, nodes.Text(said[begin:])]
+
+
+def _another_word(word: str, before: str) -> bool:
+    """A name, such as Windows, or a verb, as in "can reach": written like a headword, and not it."""
+    begins = not before.strip() or before.rstrip()[-1] in ".:?!("
+    return (word[0].isupper() and not word.isupper() and not begins) or bool(VERB.search(before))
 
 
 def _any_of(left: dict[str, str]) -> str:

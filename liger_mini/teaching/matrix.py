@@ -107,7 +107,8 @@ def runs() -> Iterator[tuple[str, ...]]:
         for structure, bf16, run, measured, origin in kind(record) if kind else ():
             number = bf16 if isinstance(bf16, str) else "bfloat16" if bf16 else "float32"
             told = ", ".join(f"{what} {value}" for what, value in measured.items())
-            yield structure, number, machine(origin["provenance"]), run, told, f"{name}.json, {where(origin)}"
+            recorded_on = f"{name}.json, recorded {origin['provenance']['date'][:10]}"  # the machine has a column
+            yield structure, number, machine(origin["provenance"]), run, told, recorded_on
 
 
 Run = tuple[

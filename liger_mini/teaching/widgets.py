@@ -101,9 +101,9 @@ def side_by_side(
             pad_token_id=tokenizer.pad_token_id,
         )
         written = tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        rows.append(
-            f'<tr><th scope="row">{html.escape(name)}</th><td style="text-align:left">{html.escape(written)}</td></tr>'
-        )
+        side = 'style="text-align:left;padding:.2em .7em"'
+        said = html.escape(written) if written.strip() else "<i>(nothing)</i>"
+        rows.append(f'<tr><th scope="row" {side}>{html.escape(name)}</th><td {side}>{said}</td></tr>')
     caption = f'<caption style="text-align:left">After: <i>{html.escape(prompt)}</i></caption>'
     return HTML(f"<table>{caption}<tbody>{''.join(rows)}</tbody></table>")
 

@@ -160,7 +160,7 @@ Write one token of the gated delta rule. The state decays first. Then the key re
 $$S' = \\alpha_t S_{t-1}, \\qquad u_t = \\beta_t\\,(v_t - k_t S'), \\qquad S_t = S' + k_t^\\top u_t, \\qquad o_t = q_t S_t$$
 
 Write `delta_step(q, k, v, beta, log_gate, state)`: `q` and `k` are [B, H, K], `v` is [B, H, V], `state` is $S_{t-1}$, [B, H, K, V]. `beta` and `log_gate` are
-[B, H], one number per head, and $\\alpha_t = \\exp(\\text{log\\_gate})$. Return `(o, state)`: the output [B, H, V] and the new state. Use q and k as
+[B, H], one number per head, and $\\alpha_t = \\exp(\\mathrm{log\\_gate})$. Return `(o, state)`: the output [B, H, V] and the new state. Use q and k as
 they are, and leave the state that you were given as it is.""",
     hints=(
         "`log_gate.exp()[..., None, None]` is [B, H, 1, 1] and scales a K x V state as a whole.",

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from liger_mini.teaching.counting import check_series, exponent
-from liger_mini.teaching.figures.theme import SIGNED, bar, described, line, marker, new_figure
+from liger_mini.teaching.figures.theme import SIGNED, bar, described, line, log_ticks, marker, new_figure
 
 
 def growth(lengths: Sequence[int], series: Mapping[str, Sequence[float]], *, title: str, unit: str) -> go.Figure:
@@ -21,11 +21,13 @@ def growth(lengths: Sequence[int], series: Mapping[str, Sequence[float]], *, tit
     check_series(lengths, series)
     figure = new_figure(title, "T (tokens)", unit)
     figure.update_xaxes(type="log", tickvals=list(lengths))
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     told = []
     for i, (name, values) in enumerate(series.items()):
         figure.add_scatter(x=list(lengths), y=list(values), name=name, line=line(i), marker=marker(i))
-        told.append(f"{name} {_number(values[0])} to {_number(values[-1])}, as T^{exponent(lengths, values):.2f}")
+        told.append(
+            f"{name} {_number(values[0])} to {_number(values[-1])}, as T to the {exponent(lengths, values):.2f}"
+        )
+    log_ticks(figure)
     return described(figure, f"{title}, {unit}, from T = {lengths[0]} to {lengths[-1]}: {'; '.join(told)}.")
 
 
@@ -52,7 +54,7 @@ def state_stream(state: Tensor, scores: Tensor, names: Sequence[str], values: Se
     look = {"colorscale": SIGNED, "zmid": 0, "zmin": -1.5, "zmax": 1.5}
     figure.add_heatmap(z=state.tolist(), **look, showscale=False, row=1, col=1)
     figure.add_heatmap(z=shown, x=list(values), y=list(names), **look, colorbar={"len": 0.55, "y": 0.24}, row=2, col=1)
-    chosen = {"symbol": "circle-open", "size": 10, "color": "black", "line": {"width": 2}}
+    chosen = {"symbol": "circle-open", "size": 10, "color": "#000000", "line": {"width": 2}}
     figure.add_scatter(x=[values[j] for j in best], y=list(names[:t]), mode="markers", marker=chosen, row=2, col=1)
     _stream_axes(figure, names, values)
     size = f"{state.shape[0]} x {state.shape[1]} state"

@@ -82,7 +82,7 @@ def spread_bars(
         y=list(summaries),
         orientation="h",
         marker=bar(1),
-        error_x={"array": spreads, "thickness": 1.5},
+        error_x={"array": spreads, "thickness": 1.5, "color": "#666666"},
         text=[f"{mean:.2f}" for mean in means],
         textposition="inside",
         insidetextanchor="start",

@@ -6,6 +6,7 @@
     '#000000': '#f2f2f2', '#1a1a1a': '#e8e8e8', '#ffffff': 'rgba(0,0,0,0)', '#e5e5e5': '#3b4149', '#555': '#b4bac2',
     '#666': '#a8aeb7', '#666666': '#a8aeb7', '#888888': '#a8aeb7', '#f2f2f2': '#2a3038', '#a8a8a8': '#6b737d',
     '#0072B2': '#4aa8e0', '#D55E00': '#f0803c', '#009E73': '#2bbf94',
+    'rgba(255,255,255,0.7)': 'rgba(18,18,18,0.7)',
   }
   const night = () => document.documentElement.dataset.theme === 'dark'
   const themed = value => {
@@ -74,6 +75,8 @@
         return make('label', {}, name.replaceAll('_', ' ') + ' ', inputs[i], ' ', outputs[i])
       })
       plot.after(make('div', { className: 'controls' }, ...labels))
+      shown = frames[0]
+      say(shown.layout)  // the caption of this setting alone; the others come with the sliders
       caption.setAttribute('aria-live', 'polite')
     }
     const details = make('details', {}, make('summary', {}, 'The numbers as a table'))

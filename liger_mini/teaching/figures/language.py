@@ -23,9 +23,9 @@ def above_teacher(result: Mapping[str, Any], ways: Sequence[str] | None = None) 
     for text, teacher in result["untouched"].items():
         differences = {name: paired(result["ways"][name][text]["loss"], teacher) for name in names}
         series[text] = {name: (d.mean, d.standard_error) for name, d in differences.items()}
-    figure = new_figure("Above the untouched teacher", "loss - the teacher's (nats per token)", None)
+    figure = new_figure("Above the untouched teacher", "loss above the teacher's (nats)", None)
     told = add_dots(figure, series, 3)
-    figure.add_vline(x=0, line_dash="dot", annotation_text="teacher")
+    figure.add_vline(x=0, line_dash="dot", annotation_text="untouched", annotation_position="top")
     return described(figure, f"Dots of loss above the untouched teacher's, ± standard error by row. {'; '.join(told)}.")
 
 

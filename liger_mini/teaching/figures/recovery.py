@@ -41,6 +41,7 @@ def losses(reports: Mapping[str, Report]) -> go.Figure:
 def recall_by_distance(reports: Mapping[str, Report]) -> go.Figure:
     """Recall against how far back the answer was told, with the window and its stacked reach marked."""
     figure = new_figure("Recall by distance", "distance, up to (tokens)", "share of answers right")
+    figure.update_xaxes(rangemode="tozero")
     for i, (name, report) in enumerate(reports.items()):
         bins = [(high, r) for high, r in report.recall_by_distance if r.questions >= 20]
         figure.add_scatter(

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from liger_mini.teaching.counting import COSTS, crossover
-from liger_mini.teaching.figures.theme import described, line, marker, new_figure
+from liger_mini.teaching.figures.theme import described, line, log_ticks, marker, new_figure
 
 LENGTHS = tuple(2**n for n in range(5, 17))
 
@@ -66,6 +66,7 @@ def time_against_length(
         figure.add_scatter(x=list(lengths), y=y, name=name, mode="lines+markers", line=line(i), marker=marker(i))
         told.append(f"{name} {y[0]:.3g} at {lengths[0]:,} and {y[-1]:.3g} at {lengths[-1]:,}")
     _log_log(figure, lengths)
+    log_ticks(figure)
     unit = "microseconds per token" if per_token else "microseconds"
     return described(figure, f"{title}. Line chart of time against length, {unit}: {'; '.join(told)} tokens.")
 
@@ -99,7 +100,7 @@ def speed_ratios(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) ->
         name="crossover",
         mode="markers+text",
         text=[f"{at:,.0f}" for at in crossings],
-        textposition=["top left" if i % 2 else "bottom right" for i in range(len(crossings))],
+        textposition=["top center" if i % 2 else "bottom center" for i in range(len(crossings))],
         marker={"symbol": "circle-open", "size": 12, "color": "#D55E00", "line": {"width": 2}},
     )
     _log_log(figure, sorted(every))

@@ -7,6 +7,8 @@ bars in pattern, so a figure survives greyscale. Each figure carries its alt tex
 from __future__ import annotations
 
 import itertools
+import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +33,7 @@ pio.templates["liger_mini"] = go.layout.Template(
         "plot_bgcolor": "#ffffff",
         "xaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
         "yaxis": {"showgrid": True, "gridcolor": "#e5e5e5", "zeroline": False, "linecolor": "#666", "ticks": "outside"},
+        "shapedefaults": {"line": {"color": "#1a1a1a"}},  # figure.js turns it light at night
         "legend": {"orientation": "h", "y": -0.3, "yanchor": "top", "x": 0},
         "margin": {"l": 60, "r": 20, "t": 50, "b": 60},
     }
@@ -77,6 +80,11 @@ def add_bars(
     figure.add_bar(x=x, y=y, name=name, marker=bar(i), text=text, textposition="outside", **more)
 
 
+def wrapped(name: str, width: int = 20) -> str:
+    """A name in lines of at most so many characters: on a phone long ones would leave no room for the plot."""
+    return "<br>".join(textwrap.wrap(name, width, break_on_hyphens=False)) or name
+
+
 def add_dots(figure: go.Figure, series: Mapping[str, Mapping[str, tuple[float, float]]], digits: int = 2) -> list[str]:
     """Many models, a row each, and a kind of mark for each series; returns the series in words.
 
@@ -89,14 +97,25 @@ def add_dots(figure: go.Figure, series: Mapping[str, Mapping[str, tuple[float, f
         values, spreads = zip(*points.values())
         dots = {"mode": "markers", "marker": {**marker(i + 1, 9), "color": line(i + 1)["color"]}}
         bars = {"array": spreads, "thickness": 1.5, "color": line(i + 1)["color"]}
-        figure.add_scatter(x=values, y=list(points), name=name, error_x=bars, **dots)
+        figure.add_scatter(x=values, y=list(map(wrapped, points)), name=name, error_x=bars, **dots)
         words = (f"{model} {x:.{digits}f} ± {e:.{digits}f}" for model, (x, e) in points.items())
         told.append(f"{name}: {', '.join(words)}")
     figure.update_xaxes(title_font={"size": 13})
-    figure.update_yaxes(categoryorder="array", categoryarray=models, autorange="reversed", automargin=True)
-    tall = max(26 * len(models), 132)  # of the rows together: few rows still need room for axis and legend
+    rows = list(map(wrapped, models))
+    figure.update_yaxes(categoryorder="array", categoryarray=rows, autorange="reversed", automargin=True)
+    lines = 1 + max(row.count("<br>") for row in rows)
+    tall = max((10 + 16 * lines) * len(rows), 132)  # of the rows together: few rows still need room for axis and legend
     figure.update_layout(height=200 + tall, showlegend=len(series) > 1, legend_y=-70 / tall)
     return told
+
+
+def log_ticks(figure: go.Figure) -> None:
+    """A logarithmic y axis with ticks that can be read: powers of ten, and within few of them 2 and 5 as well."""
+    values = [y for trace in figure.data for y in trace.y if y is not None and y > 0 and math.isfinite(y)]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if max(values) / min(values) < 300 else (1,)
+    ticks = [step * 10.0**n for n in range(low, high + 1) for step in steps]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,.10g}" for tick in ticks], automargin=True)
 
 
 def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Figure:
@@ -111,7 +130,7 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Fi
     settings = [dict(zip(controls, values)) for values in itertools.product(*controls.values())]
     drawn = [draw(**setting) for setting in settings]
     figure = Figure(drawn[0])
-    names = [", ".join(f"{name} {value}" for name, value in setting.items()) for setting in settings]
+    names = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items()) for setting in settings]
     for f in drawn:
         f.layout.height = None  # the slider needs room that a frame's own height would take back
     figure.frames = [go.Frame(name=n, data=f.data, layout=f.layout) for n, f in zip(names, drawn)]
@@ -120,5 +139,5 @@ def with_slider(draw: Callable[..., go.Figure], **controls: Sequence[Any]) -> Fi
     below = {"steps": steps, "active": 0, "y": -0.3, "len": 0.9, "x": 0.05, "pad": {"t": 40}, "ticklen": 4}
     height, labels = figure.layout.height or 420, {name: [str(v) for v in values] for name, values in controls.items()}
     figure.update_layout(sliders=[below], height=height + 110, meta={"controls": labels, "height": height})
-    told = " ".join(f"At {n}: {alt_text(f)}" for n, f in zip((names[0], names[-1]), (drawn[0], drawn[-1])))
-    return described(figure, f"{alt_text(drawn[0])} A slider shows {len(names)} settings. {told}")
+    told = f"A slider shows {len(names)} settings, of which this is {names[0]}. At the last, {names[-1]}:"
+    return described(figure, f"{alt_text(drawn[0])} {told} {alt_text(drawn[-1])}")
