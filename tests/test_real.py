@@ -154,3 +154,27 @@ def test_what_does_not_exist_is_named(tmp_path):
         real.run(tmp_path, measures=["txt"])
     with pytest.raises(ValueError, match="trains nothing, so steps cannot be changed"):
         real.run(tmp_path, steps=3)
+
+
+@pytest.mark.slow
+def test_a_plan_has_rows_of_its_own_and_losses_add_up_over_kinds_of_tokens(tmp_path, monkeypatch):
+    """`recall` trains on phone books; new, near and far tokens together are the row."""
+    made = []
+    monkeypatch.setattr(
+        real.PhoneBooks, "make", lambda self, dice, i, make=real.PhoneBooks.make: made.append(i) or make(self, dice, i)
+    )
+    changes = {"steps": 2, "rank": 4, "measures": ["text", "repeats"]}
+    result = real.run(tmp_path, plan="recall", ways=["window 16 + sink"], **changes, **SMALL)
+    assert set(made) == {0, 1}
+    way = result["ways"]["window 16 + sink"]
+    for text, rows in (("pydocs", way["pydocs"]["loss"]), ("pysource", way["pysource"]["loss"])):
+        for i, loss in enumerate(rows):
+            sums, counts = zip(*((sums[i], counts[i]) for sums, counts in way["repeats"][text].values()))
+            assert sum(sums) / sum(counts) == pytest.approx(loss, abs=2e-5)
+    table = real.repeats_table(result)
+    assert [head.split(" (")[0] for head in table.head] == [
+        "model",
+        "new",
+        "seen within 64 tokens",
+        "seen before those",
+    ]
