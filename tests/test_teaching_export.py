@@ -264,6 +264,7 @@ def test_a_name_of_the_reference_links_to_its_first_line(name, file):
     """Where the book has the address of a repository; a mapping has no line of its own."""
     address = book.source_of("https://git.example/course/", "liger_mini", name)
     assert book.source_of("", "liger_mini", name) is None
+    assert book.source_of("https://git.example/course/", "", name) is None  # a field of a class has no module
     if file is None:
         assert address is None
         return

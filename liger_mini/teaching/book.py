@@ -79,11 +79,13 @@ def link_code(app: Any, config: Any) -> None:
 
 
 def source_of(repository: str, module: str, name: str) -> str | None:
-    """The address of a name's first line; None without a repository, or for what is no class and no function."""
+    """The address of a name's first line; None without a repository or a module, or for what is no class and no function."""
+    if not repository or not module:
+        return None
     thing: Any = importlib.import_module(module)
     for part in name.split("."):
         thing = getattr(thing, part, None)
-    if not repository or not (inspect.isclass(thing) or inspect.isroutine(thing)):
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
         return None
     path = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
     if not path.is_relative_to(ROOT):
