@@ -138,3 +138,23 @@ def test_recovery_needs_nothing_but_the_library(tmp_path):
         assert len(result.losses) == 2
     """
     alone(code.replace("OUT", repr(str(tmp_path / "run"))))
+
+
+def test_every_command_says_what_it_does_where_only_the_library_is_installed(tmp_path):
+    """And the library's own commands run: what a command needs from an extra it imports when it runs."""
+    code = """
+        import contextlib, io
+        from liger_mini.commands import COMMANDS, main
+
+        for name in COMMANDS:
+            with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+                main([name, "--help"])
+            assert name in said.getvalue(), name
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert main(["graders"]) == 2
+        assert "No module named 'IPython'. What the course needs comes with pip install 'liger_mini[course]'" in said.getvalue()
+        teacher = "data/teacher"
+        assert main(["convert", "--model", teacher, "--window", "16", "--out", OUT]) == 0
+        assert main(["recover", "--model", OUT, "--data", "pydocs", "--steps", "1", "--batch-size", "1", "--length", "64", "--out", OUT + "-run"]) == 0
+    """
+    alone(code.replace("OUT", repr(str(tmp_path / "linearized"))))

@@ -70,5 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     except TOLD as error:
         if options.debug:
             raise
-        print(f"liger_mini {options.command}: {error}", file=sys.stderr)
+        way_out = ""
+        if isinstance(error, ModuleNotFoundError):  # an extra's, where only the library is installed
+            way_out = (
+                ". What the course needs comes with pip install 'liger_mini[course]', what grades it with [classroom]"
+            )
+        print(f"liger_mini {options.command}: {error}{way_out}", file=sys.stderr)
         return 2

@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 
 from liger_mini.commands import options as shared
-from liger_mini.experiments import graders
 
 
 def describe(parser: ArgumentParser) -> None:
@@ -11,5 +10,7 @@ def describe(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    from liger_mini.experiments import graders  # needs IPython, which [course] brings
+
     rows = graders.run(options.output)["rows"]
     return int(any(row["holes"] or row["false_reds"] or row["named"] < row["mistakes"] for row in rows))
