@@ -42,6 +42,7 @@ class LigerAttention(nn.Module):
     Attributes:
         branches: the weights (a, b) of the recurrence and of the window.
         window, sinks: how many of the last tokens the window branch sees, and how many of the first.
+        backend: the form in which the recurrence runs, unless the environment names one.
         own_window: the window of the softmax attention it takes the place of; None if that saw everything.
     """
 
@@ -53,7 +54,7 @@ class LigerAttention(nn.Module):
             setattr(self, name, projection)
         self.structure = get_structure(settings.structure, settings.temper_of(self.layer_idx))
         self.window, self.sinks, self.own_window = settings.window, settings.sinks, own_window
-        self.branches = settings.branches
+        self.branches, self.backend = settings.branches, settings.backend
 
     def forward(
         self,
@@ -93,7 +94,7 @@ class LigerAttention(nn.Module):
         structure, states = self.structure, None if cache is None else cache.states()
         if k.shape[2] < self.config.num_key_value_heads:  # tensor parallelism: the other heads are elsewhere
             structure = structure.of_heads(self.first_head(), k.shape[2], self.config.num_key_value_heads)
-        backend = of_model(self.config.liger.get("backend", "auto"), q.shape[1])  # older folders lack it
+        backend = of_model(self.backend, q.shape[1])
         o, states = structure.run(q, k, v, states, mask=mask, documents=documents, backend=backend)
         if cache is not None:
             cache.update_states(states)

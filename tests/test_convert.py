@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from argparse import Namespace
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from transformers import (
 )
 
 import liger_mini as lm
+from liger_mini.attention import liger_layers
+from liger_mini.commands import options
 from liger_mini.commands.convert import convert_folder, model_card
 from liger_mini.corpora import Collator, instructions
 from liger_mini.evaluation import branches
@@ -536,7 +539,7 @@ def test_folders_of_the_first_version_load(tiny, tmp_path):
     assert torch.equal(lm.load(tmp_path).eval()(ids).logits, model(ids).logits)
 
 
-def test_a_model_names_the_form_it_runs_in(monkeypatch, tmp_path):
+def test_a_model_names_the_form_it_runs_in(monkeypatch, tmp_path, tiny):
     """In its config, with the environment above it; a single token is one step in any case."""
     from liger_mini.recurrences import dispatch
 
@@ -553,13 +556,25 @@ def test_a_model_names_the_form_it_runs_in(monkeypatch, tmp_path):
     monkeypatch.setattr(dispatch, "ASKED", "naive")
     model(ids)
     assert seen == layers * ["chunked"] + layers * ["auto"] + layers * ["naive"]
-    model.config.liger.pop("backend")  # as in older folders
-    model(ids)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    del config["liger"]["backend"]  # as in older folders
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    AutoModelForCausalLM.from_pretrained(tmp_path)(ids)
 
 
 @pytest.mark.parametrize(("structure", "backend"), [("gla", "fastest"), ("gsa", "compiled")])
-def test_a_form_that_cannot_be_is_refused_at_once(structure, backend):
+def test_a_form_that_cannot_be_is_refused_at_once(structure, backend, tiny):
     with pytest.raises(
         ValueError, match=f"backend = '{backend}': allowed with structure '{structure}' are 'auto', 'naive'"
     ):
         lm.linearize(tiny(), structure, backend=backend)
+
+
+def test_a_command_may_change_the_form_of_a_linearized_model(tiny):
+    """Unlike every other setting, which would need the original model."""
+    model = lm.linearize(tiny(), backend="chunked")
+    assert options.settings(Namespace(model="here", backend="naive"), model) == {"backend": "naive"}
+    assert model.config.liger["backend"] == "naive"
+    assert {layer.backend for layer in liger_layers(model)} == {"naive"}
+    with pytest.raises(ValueError, match=r"linearized already, with \{'window': 64\}"):
+        options.settings(Namespace(model="here", window=5), model)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini import corpora
+from liger_mini.attention import liger_layers
 from liger_mini.convert import Settings
 from liger_mini.recovery import Recipe
 
@@ -95,6 +96,8 @@ def settings(options: argparse.Namespace, model: PreTrainedModel | None = None) 
         return asked
     if "backend" in asked:  # the form in which it runs can change at any time
         liger["backend"] = Settings.of({**liger, "backend": asked["backend"]}).backend
+        for layer in liger_layers(model):
+            layer.backend = liger["backend"]
     there = Settings.of(liger).explicit()
     other = {name: value for name, value in asked.items() if there[name] != value}
     if other:
