@@ -11,6 +11,7 @@ whatever the context, of every key/value head: `LigerCacheLayer`.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,11 +69,20 @@ class LigerAttention(nn.Module):
         """What the layer hands on, [B, T, D]; and None, where softmax attention may return its weights."""
         q, k, v = self.projections(hidden_states)  # [B, heads, T, K]
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        a, b = self.branches
-        o = a * self.recurrence(q, k, v, padding_mask, documents, cache) + b * self.windowed(
-            *apply_rotary_pos_emb(q, k, *position_embeddings), v, padding_mask, documents, cache
-        )
+        o = self.mixed(q, k, v, position_embeddings, padding_mask, documents, cache)
         return self.o_proj(o.flatten(-2)), None
+
+    def mixed(self, q, k, v, position_embeddings, mask, documents, cache: LigerCacheLayer | None) -> Tensor:
+        """a · recurrence + b · window, [B, T, H, V]. A branch of weight 0 runs for what its cache keeps, or not at all."""
+        a, b = self.branches
+        parts = []
+        if a or cache is not None:
+            parts.append(a * self.recurrence(q, k, v, mask, documents, cache))
+        if b or cache is not None or not parts:
+            parts.append(
+                b * self.windowed(*apply_rotary_pos_emb(q, k, *position_embeddings), v, mask, documents, cache)
+            )
+        return functools.reduce(torch.add, parts)
 
     def projections(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as the softmax attention used them, before rotary embedding, [B, heads, T, K].
@@ -175,15 +185,23 @@ def _wants_cache(decoder: nn.Module, use_cache: bool | None) -> bool:
 
 
 def _of_these(mask: Tensor | None, T: int, seen: int | Tensor) -> Tensor | None:
-    """The part [B, T] of a mask [B, seen + T or more] that is about the T tokens given now; or it is that already."""
-    if mask is None or mask.shape[1] == T:
-        return None if mask is None else mask.bool()
-    if isinstance(seen, Tensor):
-        return mask.index_select(1, seen + torch.arange(T, device=mask.device)).bool()
-    if mask.shape[1] < seen + T:
+    """The part [B, T] of a mask [B, seen + T or more] that is about the T tokens given now; or it is that already.
+
+    None where none of them is padding, as in most calls of `generate`: then no layer has to look.
+    """
+    if mask is None:
+        return None
+    if mask.shape[1] == T:
+        these = mask.bool()
+    elif isinstance(seen, Tensor):
+        these = mask.index_select(1, seen + torch.arange(T, device=mask.device)).bool()
+    elif mask.shape[1] < seen + T:
         allowed = f"{seen + T} ({seen} in the cache, {T} given now), or {T}" if seen else T
         raise ValueError(f"attention_mask has {mask.shape[1]} tokens; allowed are {allowed}")
-    return mask[:, seen : seen + T].bool()
+    else:
+        these = mask[:, seen : seen + T].bool()
+    for_any_mask = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a graph has no branch on values
+    return these if for_any_mask or not these.all() else None
 
 
 def documents_of(cu_seqlens: Tensor | None, position_ids: Tensor | None, B: int, T: int) -> Tensor | None:

@@ -80,16 +80,16 @@ def sliding_window_attention(
         before = k.shape[1] - documents.shape[1]
         documents = torch.cat([documents[:, :1].expand(-1, before), documents], dim=1)  # [B, Tk]
     everything = key_mask is None and documents is None and window >= k.shape[1] == q.shape[1]
-    if key_mask is None:
-        key_mask = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, H, T, ·]
+    if q.shape[2] == 1 and backend != "naive":  # and what is in front belongs to its document
+        return step(q, k, v, window, key_mask, sinks).transpose(1, 2)
+    if key_mask is None:
+        key_mask = torch.ones(len(k), k.shape[2], dtype=torch.bool, device=k.device)
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     if backend == "naive":
         o = naive(q, k, v, window, key_mask, documents, sinks)
-    elif q.shape[2] == 1:  # and what is in front belongs to its document
-        o = step(q, k, v, window, key_mask, sinks)
     elif everything:  # a window that no token leaves
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
@@ -116,13 +116,24 @@ def naive(
     return (weights.masked_fill(~visible, 0) @ v.to(compute)).to(v.dtype)
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor, sinks: int = 0) -> Tensor:
-    """One query, the last W keys; with sinks, a mask over all. What decoding runs."""
-    if not sinks:
-        return softmax_attention(q, k[:, :, -window:], v[:, :, -window:], key_mask[:, None, None, -window:])
-    j = torch.arange(k.shape[2], device=q.device)
-    visible = key_mask & ((j >= k.shape[2] - window) | (key_mask.cumsum(1) <= sinks))  # [B, Tk]
-    return softmax_attention(q, k, v, visible[:, None, None, :])
+def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None, sinks: int = 0) -> Tensor:
+    """One query, the sinks and the last W keys: q [B, H, 1, K]; k, v [B, H_kv, Tk, ·]. What decoding runs.
+
+    A group's queries all see the same keys, so they are the rows of one small product, and no key is repeated for them.
+    """
+    Tk = k.shape[2]
+    q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # [B, H_kv, G, K]
+    if key_mask is None:
+        first = min(sinks, max(0, Tk - window))  # sinks that the window does not see
+        near = slice(max(0, Tk - window), Tk)
+        if first + window < Tk:
+            k, v = (torch.cat([x[:, :, :first], x[:, :, near]], dim=2) for x in (k, v))
+        return F.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
+    visible = torch.arange(Tk, device=q.device) >= Tk - window
+    if sinks:
+        visible = visible | (key_mask.cumsum(1) <= sinks)
+    visible = (key_mask & visible)[:, None, None]  # [B, 1, 1, Tk]
+    return softmax_attention(q, k, v, visible.expand(-1, -1, q.shape[2], -1)).flatten(1, 2).unsqueeze(2)
 
 
 def blocked(

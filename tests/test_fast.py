@@ -1,7 +1,10 @@
 """The compiled loop: the naive loop's numbers and gradients, on any threads, and never where PyTorch has to see operations."""
 
+import functools
 import itertools
+import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -128,13 +131,14 @@ def test_auto_is_the_compiled_loop_where_it_can_be(chosen):
     run("diagonal", tensors, states)
     assert len(chosen) == 1
     run("diagonal", [x[:, :1] for x in tensors], states)  # a step
+    assert len(chosen) == 2
     run("slots", *inputs("slots", 20, dtype=torch.float32))
     with FlopCounterMode(display=False) as counter:
         run("diagonal", tensors, states)
     assert counter.get_total_flops() > 0
     batched = torch.func.vmap(lambda q, k, v, g: dispatch_alone(q, k, v, g))(*(x.unsqueeze(1) for x in tensors))
     torch.testing.assert_close(batched.squeeze(1), lm.gated_recurrence(*tensors, backend="chunked")[0])
-    assert len(chosen) == 1
+    assert len(chosen) == 2
 
 
 def dispatch_alone(q, k, v, g):
@@ -181,7 +185,7 @@ def test_the_environment_says_what_auto_is(monkeypatch, chosen):
     run("diagonal", tensors, states)
     assert chosen == []
     assert lm.explain_backend() == (
-        "on cpu: 'chunked', because the environment has LIGER_MINI_BACKEND. A single token is one 'step'"
+        "on cpu: 'chunked', because the environment has LIGER_MINI_BACKEND. A single token is one step of the loop"
     )
     monkeypatch.setattr(dispatch, "ASKED", "fastest")
     run("diagonal", tensors, states, backend="naive")  # a name in the call is above it
@@ -195,3 +199,45 @@ def test_explain_backend_says_what_auto_does(monkeypatch):
     assert lm.explain_backend("cuda").startswith("on cuda: 'chunked'")
     monkeypatch.setattr("liger_mini.recurrences.numba_is_missing", lambda: True)
     assert "pip install 'liger_mini[fast]'" in lm.explain_backend()
+
+
+def _double(x, errors=()):
+    if errors:
+        raise errors[0]
+    x *= 2
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_tasks_run_once_each_whatever_threads_there_are_and_an_error_comes_back(monkeypatch, openmp):
+    if not openmp:
+        monkeypatch.setattr(compiled, "_gnu_openmp", lambda: None)
+    numbers = torch.arange(8.0).numpy()
+    compiled.side_by_side([functools.partial(_double, numbers[i : i + 1]) for i in range(8)])
+    assert numbers.tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
+    for error in (IndexError("of the task"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            compiled.side_by_side([functools.partial(_double, numbers, [error]), lambda: None])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's threads are GNU OpenMP's on Linux")
+def test_on_linux_pytorchs_own_threads_do_the_work():
+    assert compiled._gnu_openmp() is not None
+    both = threading.Barrier(2, timeout=30)  # passed only by two threads at once
+    compiled.side_by_side([both.wait, both.wait])
+
+
+def test_a_process_that_forks_off_has_none_of_these_threads_and_waits_for_none():
+    code = """
+import os, sys, torch
+import liger_mini as lm
+torch.set_num_threads(2)
+def run():
+    x = torch.rand(1, 100, 4, 16)  # so small that no operation of PyTorch is shared out
+    return lm.gated_recurrence(x, x, x, -x, backend="compiled")[0].sum().item()
+assert run() > 0
+child = os.fork()
+if child == 0:
+    os._exit(0 if run() > 0 else 1)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -115,8 +115,8 @@ def test_one_normaliser_is_one_average_over_everything():
     torch.manual_seed(0)
     q = torch.randn(1, groups, T, K)
     k, v = torch.randn(2, 1, 1, T, K)
-    assert not layer.recurrence(q, k, v, None, None, None).any()
-    o = layer.windowed(q, k, v, None, None, None)
+    still = torch.ones(1, T, K), torch.zeros(1, T, K)  # no rotation
+    o = layer.mixed(q, k, v, still, None, None, None)
     phi_q, phi_k = q.softmax(-1), k.softmax(-1)
     for t in range(T):
         inside = [s for s in range(t + 1) if s > t - window or s < 2]

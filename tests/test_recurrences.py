@@ -257,12 +257,6 @@ def arguments():
         ({"initial_state": torch.zeros(1, 2, 3, 9)}, ValueError, "initial_state has shape"),
         ({"initial_state": torch.zeros(1, 2, 3, 3, dtype=torch.bfloat16)}, TypeError, "float32"),
         ({"backend": "cuda"}, ValueError, "'naive', 'chunked'"),
-        pytest.param(
-            {"backend": "triton", "log_gate": torch.full((1, 4, 2, 3), -torch.inf)},
-            ValueError,
-            "clamp",
-            marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
-        ),
         ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, "must rise from 0 to T = 4"),
         ({"cu_seqlens": torch.tensor([0, 3, 2, 4])}, ValueError, "must rise"),
         ({"cu_seqlens": torch.tensor([0.0, 4.0])}, ValueError, "whole numbers"),

@@ -91,6 +91,7 @@ WAYS: dict[str, Way] = {
     ),
     "one normaliser": dataclasses.replace(window(64, structure="linear"), change=one_normaliser),
     "hedgehog_deltanet, a tenth, window 16": window(16, structure="hedgehog_deltanet", mix=(0.1, 1.0)),
+    "hedgehog_deltanet, half on top": window(64, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
     "hedgehog_deltanet, half, window 16": window(16, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
     "recovered": Way(adapter="smollm2"),
     "learned features": dataclasses.replace(
@@ -133,7 +134,9 @@ PLANS = {
         SHORT,
     ),
     "recall": Plan(("teacher", "window 16 + sink", "hedgehog_deltanet, half, window 16"), ASKING, data=PhoneBooks),
-    "long": Plan(("teacher", "window 64 + sink", CHOSEN), dataclasses.replace(SHORT, steps=1000)),
+    "long": Plan(
+        ("teacher", "window 64 + sink", "hedgehog_deltanet, half on top"), dataclasses.replace(SHORT, steps=1000)
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from liger_mini.attention import LigerAttention, liger_layers
 from liger_mini.recurrences import gated_recurrence
@@ -76,7 +77,9 @@ class OneNormaliser(LigerAttention):
     cache; all T x T scores.
     """
 
-    def windowed(self, q, k, v, *rest) -> Tensor:
+    def mixed(self, q, k, v, position_embeddings, *rest) -> Tensor:
+        outside, mass = self.outside(*(x.transpose(1, 2) for x in (q, k, v)))
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         groups, T = q.shape[1] // k.shape[1], q.shape[2]
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         t, s = torch.arange(T, device=q.device)[:, None], torch.arange(T, device=q.device)
@@ -84,14 +87,12 @@ class OneNormaliser(LigerAttention):
         scores = (q @ k.mT).float() / q.shape[-1] ** 0.5
         top = scores.masked_fill(~visible, 0).amax(-1, keepdim=True).clamp(min=0)  # [B, H, T, 1]
         weights = torch.exp(scores - top).masked_fill(~visible, 0)
-        outside, mass = self.outside
         e = torch.exp(-top)  # both sums are relative to e^top, so that nothing overflows
         numerator = weights @ v.float() + e * outside.transpose(1, 2)
         return (numerator / (weights.sum(-1, keepdim=True) + e * mass.transpose(1, 2))).to(v.dtype).transpose(1, 2)
 
-    def recurrence(self, q, k, v, *rest) -> Tensor:
-        """Keeps the state's part of both sums for `windowed`, which comes next; alone it has nothing to say."""
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, T, heads, ·]
+    def outside(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The state's part of both sums, [B, T, H, V] and [B, T, H, 1], from q, k, v before rotary embedding."""
         T, W = q.shape[1], self.window
         late = torch.arange(T, device=k.device)[:, None, None] >= self.sinks  # a sink is always inside
         phi, ones = softmax_features(k).float() * late, torch.ones_like(v[..., :1])
@@ -99,8 +100,7 @@ class OneNormaliser(LigerAttention):
         read, _ = gated_recurrence(
             q.shape[-1] * softmax_features(q).float(), k_left, v_left, torch.zeros_like(k_left[..., 0])
         )
-        self.outside = read[..., :-1], read[..., -1:]
-        return torch.zeros_like(read[..., :-1])
+        return read[..., :-1], read[..., -1:]
 
 
 def ramp(model: PreTrainedModel) -> None:

@@ -26,6 +26,7 @@ def gated_recurrence(
     initial_state: Float32[Tensor, "N Hkv K V"] | None = None,
     cu_seqlens: Int[Tensor, "N+1"] | None = None,
     backend: str = "auto",
+    trusted: bool = False,
 ) -> tuple[Float[Tensor, "B T H V"], Float32[Tensor, "N Hkv K V"]]:
     """S_t = α_t ⊙ S_{t-1} + k_tᵀ v_t and o_t = q_t S_t, with α_t = exp(log_gate_t).
 
@@ -42,6 +43,7 @@ def gated_recurrence(
         backend: "naive" | "chunked" | "compiled" | "triton" | "auto" (`explain_backend` says what auto means). Compiled is the
             naive loop, for a CPU; it needs numba, and is differentiable once. Triton needs a GPU or TRITON_INTERPRET=1,
             takes q, k, v in their own dtype and has no float64.
+        trusted: the gates are known to be ≤ 0 and numbers, so no value is looked at: on a GPU that would wait for it.
     Returns:
         o and the state after the last token.
     Raises:
@@ -54,7 +56,8 @@ def gated_recurrence(
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
-    check_gate(log_gate, backend)
+    if not trusted:
+        check_gate(log_gate)
     states = {"initial_state": (initial_state, (*k.shape[2:], v.shape[-1]))}
     return run(diagonal if log_gate.ndim == 4 else scalar, q, (k, v, log_gate), states, cu_seqlens, backend)
 
@@ -69,6 +72,7 @@ def slot_recurrence(
     initial_state: tuple[Float32[Tensor, "N Hkv K M"], Float32[Tensor, "N Hkv M V"]] | None = None,
     cu_seqlens: Int[Tensor, "N+1"] | None = None,
     backend: str = "auto",
+    trusted: bool = False,
 ) -> tuple[Float[Tensor, "B T H V"], tuple[Float32[Tensor, "N Hkv K M"], Float32[Tensor, "N Hkv M V"]]]:
     """K̃_t = α_t ⊙ K̃_{t-1} + write_tᵀ k_t, Ṽ_t likewise with v_t, and o_t = softmax(q_t K̃_tᵀ) Ṽ_t.
 
@@ -78,7 +82,7 @@ def slot_recurrence(
         slot_write: how strongly each slot takes the token in (GSA: 1 - α).
         log_gate: log α ≤ 0, one value for each slot.
         initial_state: (K̃ᵀ, Ṽ), float32; zeros if None.
-        cu_seqlens, backend: as in `gated_recurrence`.
+        cu_seqlens, backend, trusted: as in `gated_recurrence`.
     Returns:
         o, and (K̃ᵀ, Ṽ) after the last token.
     Raises:
@@ -88,7 +92,8 @@ def slot_recurrence(
     backend = check_backend(backend, q.shape[1])
     check_width("k", k, "q", q)
     check_width("log_gate", log_gate, "slot_write", slot_write)
-    check_gate(log_gate, backend)
+    if not trusted:
+        check_gate(log_gate)
     if initial_state is not None and (not isinstance(initial_state, tuple) or len(initial_state) != 2):
         raise ValueError(f"initial_state is a {type(initial_state).__name__}; it must be a pair (K̃ᵀ, Ṽ)")
     (keys, values), (heads, M) = initial_state or (None, None), slot_write.shape[2:]
@@ -107,6 +112,7 @@ def delta_recurrence(
     initial_state: Float32[Tensor, "N Hkv K V"] | None = None,
     cu_seqlens: Int[Tensor, "N+1"] | None = None,
     backend: str = "auto",
+    trusted: bool = False,
 ) -> tuple[Float[Tensor, "B T H V"], Float32[Tensor, "N Hkv K V"]]:
     """S = α_t ⊙ S_{t-1}, S_t = S + k_tᵀ β_t (v_t - k_t S) and o_t = q_t S_t, with α_t = exp(log_gate_t).
 
@@ -117,6 +123,7 @@ def delta_recurrence(
         beta: how much of the difference is written, in [0, 2]: 0 writes nothing, 1 replaces, 2 reflects.
         log_gate: log α ≤ 0: one value for each head, or for each key channel; None forgets nothing.
         initial_state, cu_seqlens, backend: as in `gated_recurrence`.
+        trusted: as there; and β and keys are known to be in range.
     Raises:
         ValueError: beta outside [0, 2] or NaN, keys that are too long; and what `gated_recurrence` raises.
     """
@@ -128,8 +135,9 @@ def delta_recurrence(
     check_width("k", k, "q", q)
     if log_gate.ndim == 4:
         check_width("log_gate", log_gate, "k", k)
-    check_gate(log_gate, backend)
-    check_delta(beta, k)
+    if not trusted:
+        check_gate(log_gate)
+        check_delta(beta, k)
     states = {"initial_state": (initial_state, (*k.shape[2:], v.shape[-1]))}
     return run(delta, q, (k, v, beta, log_gate), states, cu_seqlens, backend)
 
@@ -138,7 +146,7 @@ def explain_backend(device: torch.device | str = "cpu") -> str:
     """What `backend="auto"` chooses on this device, and why."""
     kind = torch.device(device).type
     if dispatch.ASKED != "auto":
-        return f"on {kind}: {dispatch.ASKED!r}, because the environment has LIGER_MINI_BACKEND. A single token is one 'step'"
+        return f"on {kind}: {dispatch.ASKED!r}, because the environment has LIGER_MINI_BACKEND. A single token is one step of the loop"
     chunked = f"'chunked' (matrix products over {CHUNK} tokens at a time)"
     if kind != "cpu":
         choice = chunked
@@ -150,7 +158,7 @@ def explain_backend(device: torch.device | str = "cpu") -> str:
             f"{chunked} for slots and wherever PyTorch has to see the operations, as in torch.compile"
         )
     return (
-        f"on {kind}: {choice}. A single token is one 'step'. 'naive' is the readable loop and is never chosen; "
+        f"on {kind}: {choice}. A single token is one step of the loop. 'naive' is the readable loop and is never chosen; "
         "'triton' is chosen only by name, until its kernels have been run on a GPU; where its gradients are known to be "
         "wrong at times (Hopper, triton 3.4.0 to 3.7.0) it shows them before a training uses them"
     )

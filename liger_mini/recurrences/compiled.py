@@ -19,11 +19,14 @@ Shapes: as in `diagonal`, `scalar` and `delta`. numba is optional: pip install "
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import itertools
+import os
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -33,21 +36,27 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from liger_mini.recurrences import delta, diagonal, scalar
 
+PROCESS = os.getpid()  # a process that forks off has PyTorch's memory, and none of its threads
+GRAIN = 2**15  # numbers of work that are worth a thread, as PyTorch's own operations have it
 EVERY = 16  # tokens between two states that are kept for the backward pass
 FORMS: dict[ModuleType, str] = {diagonal: "additive", scalar: "additive", delta: "delta"}
 
 
 def compiled(recurrence: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
     """The form of this recurrence that `dispatch` runs: (q, k, v, (beta,) log_gate, state) -> (o, state)."""
-    return functools.partial(_run, FORMS[recurrence])
+    return functools.partial(_beside_the_graph if torch.compiler.is_compiling() else _run, FORMS[recurrence])
 
 
-@torch.compiler.disable(reason="the loop is compiled already, by numba")
 def _run(name: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     *given, log_gate, state = inputs
     gate = log_gate.unsqueeze(-1) if log_gate.ndim == 3 else log_gate
-    differentiate = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    return Loop.apply(name, differentiate, *given, gate, state)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return Loop.apply(name, *given, gate, state)
+    o, last, _ = _forward(name, (*given, gate, state), keep=False)
+    return o, last
+
+
+_beside_the_graph = torch.compiler.disable(_run, reason="the loop is compiled already, by numba")
 
 
 @functools.cache
@@ -70,18 +79,10 @@ class Loop(torch.autograd.Function):
     """A loop of `loops_of_numba` with its gradient. Inputs are of one float type; grouped as everywhere."""
 
     @staticmethod
-    def forward(ctx, name: str, differentiate: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        from liger_mini.recurrences import loops_of_numba as loops
-
-        *given, state = (x.detach().contiguous() for x in inputs)
-        q, _, v, *_ = given
-        (B, T, H, K), (heads, V) = q.shape, v.shape[2:]
-        kept = -(-T // EVERY) if differentiate else 0
-        starts, last = q.new_empty(B, heads, kept, K, V), state.clone()
-        o = q.new_empty(B, T, H, V)
-        over_heads(getattr(loops, f"{name}_forward"), (*given, last, starts, o), EVERY)
+    def forward(ctx, name: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        o, last, starts = _forward(name, inputs, keep=True)
         ctx.name = name
-        ctx.save_for_backward(*given, starts)
+        ctx.save_for_backward(*inputs[:-1], starts)
         return o, last
 
     @staticmethod
@@ -89,23 +90,78 @@ class Loop(torch.autograd.Function):
     def backward(ctx, do: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         from liger_mini.recurrences import loops_of_numba as loops
 
-        *given, starts = ctx.saved_tensors
+        *given, starts = (x.detach().contiguous() for x in ctx.saved_tensors)
         gradients, d_state = [torch.zeros_like(x) for x in given], d_last.clone(memory_format=torch.contiguous_format)
         backward = getattr(loops, f"{ctx.name}_backward")
         over_heads(backward, (*given, starts, do.contiguous(), d_state, *gradients), EVERY)
-        return None, None, *gradients, d_state
+        return None, *gradients, d_state
+
+
+def _forward(name: str, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(o, the last state, one state in `EVERY` if they are to be kept)."""
+    from liger_mini.recurrences import loops_of_numba as loops
+
+    *given, state = (x.detach().contiguous() for x in inputs)
+    q, _, v, *_ = given
+    (B, T, H, K), (heads, V) = q.shape, v.shape[2:]
+    starts, last = q.new_empty(B, heads, -(-T // EVERY) if keep else 0, K, V), state.clone()
+    o = q.new_empty(B, T, H, V)
+    over_heads(getattr(loops, f"{name}_forward"), (*given, last, starts, o), EVERY)
+    return o, last, starts
 
 
 def over_heads(loop: Callable, tensors: Sequence[Tensor], *rest: int) -> None:
     """loop(first unit, last unit, *arrays, *rest) for all B H_kv pairs of a row and a key head, shared out over threads."""
     arrays = [x.numpy() for x in tensors]
     units = tensors[1].shape[0] * tensors[1].shape[2]
-    threads = max(1, min(torch.get_num_threads(), units))
+    work = tensors[0].shape[1] * tensors[0].shape[3] * tensors[2].shape[3]  # T K V of a unit
+    threads = max(1, min(torch.get_num_threads(), units, units * work // GRAIN))
     bounds = [units * i // threads for i in range(threads + 1)]
-    mine, *theirs = itertools.pairwise(bounds)
-    others = [threading.Thread(target=loop, args=(*pair, *arrays, *rest)) for pair in theirs]
-    for thread in others:
-        thread.start()
-    loop(*mine, *arrays, *rest)
-    for thread in others:
-        thread.join()
+    side_by_side([functools.partial(loop, *pair, *arrays, *rest) for pair in itertools.pairwise(bounds)])
+
+
+def side_by_side(tasks: Sequence[Callable[[], None]]) -> None:
+    """Each task in a thread, the first in this one; with PyTorch's threads where they are GNU OpenMP's.
+
+    Between two operations those wait for the next one without sleeping, for milliseconds. A thread of Python's would have to
+    share a processor with one of them: beside an operation on a long text it is slower by half.
+    """
+    if len(tasks) == 1:
+        tasks[0]()
+        return
+    tasks_left, errors = iter(tuple(tasks)), []  # a list's iterator gives each task to one thread alone
+
+    def work(_: object = None) -> None:
+        try:
+            while task := next(tasks_left, None):
+                task()
+        except BaseException as error:  # C has no exceptions
+            errors.append(error)
+
+    if os.getpid() == PROCESS and (parallel := _gnu_openmp()) is not None:
+        call, kind = parallel
+        call(kind(work), None, len(tasks), 0)
+    else:
+        others = [threading.Thread(target=work) for _ in tasks[1:]]
+        for thread in others:
+            thread.start()
+        work()
+        for thread in others:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+@functools.cache
+def _gnu_openmp() -> tuple[Callable, Callable] | None:
+    """GOMP_parallel(task, argument, threads, flags) of the library that PyTorch runs on, and what makes a task of a function."""
+    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        try:
+            library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD)  # the one that is loaded, or none
+        except OSError:
+            continue
+        task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        library.GOMP_parallel.argtypes = [task, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        library.GOMP_parallel.restype = None
+        return library.GOMP_parallel, task
+    return None

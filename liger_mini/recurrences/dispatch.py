@@ -7,20 +7,20 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from liger_mini.recurrences import delta, diagonal, scalar, slots
-from liger_mini.recurrences.checks import check_gate, check_state, require_triton
+from liger_mini.recurrences.checks import check_state, require_triton
 from liger_mini.recurrences.compiled import FORMS, compiled, numba_is_missing, seen_by_pytorch_alone
 from liger_mini.recurrences.documents import check_documents, over_documents
 from liger_mini.recurrences.trust import check_gradients
 
 BACKENDS = ("auto", "naive", "chunked", "compiled", "triton")
 ASKED = os.environ.get("LIGER_MINI_BACKEND", "auto")  # in place of "auto", for every call of this process
+LEAST = -1e30  # of a log-gate in a kernel, which adds them: exp of it is 0, and sums of it are finite
 ALIGNED = 16  # values: 32 bytes of bfloat16
 TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
@@ -67,10 +67,8 @@ def run(
     compute = functools.reduce(torch.promote_types, (x.dtype for x in (q, *inputs)), torch.float32)
     starts = [_start(name, S, (N, *shape), q, compute) for name, (S, shape) in states.items()]
     if backend == "triton":
-        run_triton = _beside_the_graph if torch.compiler.is_compiling() else _run_triton
-        return run_triton(
-            recurrence, (*_one_dtype(q, *inputs[:-1]), inputs[-1].to(compute)), starts, cu_seqlens, inputs[1].dtype
-        )
+        given = *_one_dtype(q, *inputs[:-1]), inputs[-1].to(compute)
+        return _run_triton(recurrence, given, starts, cu_seqlens, inputs[1].dtype)
     exact = [x.to(compute) for x in (q, *inputs)]
     form = _form(recurrence, backend, exact)
     if cu_seqlens is None:
@@ -86,15 +84,14 @@ def _form(recurrence: ModuleType, backend: str, inputs: Sequence[Tensor]) -> Cal
     Raises:
         ValueError: "compiled" for slots, or elsewhere than on a CPU. RuntimeError: "compiled" without numba.
     """
-    if backend == "naive" or (backend == "auto" and inputs[0].shape[1] == 1):  # naive at T = 1 is exactly one step
-        return recurrence.naive
-    if backend == "chunked" or (backend == "auto" and seen_by_pytorch_alone(inputs)):
-        return recurrence.chunked
+    if backend in ("naive", "chunked"):
+        return getattr(recurrence, backend)
     device = inputs[0].device.type
-    here = recurrence in FORMS and device == "cpu"
     if backend == "auto":
-        return compiled(recurrence) if here and not numba_is_missing() else recurrence.chunked
-    if not here:
+        if device == "cpu" and not seen_by_pytorch_alone(inputs) and recurrence in FORMS and not numba_is_missing():
+            return compiled(recurrence)
+        return recurrence.naive if inputs[0].shape[1] == 1 else recurrence.chunked  # of one token: exactly one step
+    if device != "cpu" or recurrence not in FORMS:
         raise ValueError(
             "backend = 'compiled' runs a gate per channel or per head and the delta rule, on a CPU; here are "
             f"{device} tensors for {recurrence.__name__.rpartition('.')[2]!r}. Use 'chunked'"
@@ -121,13 +118,7 @@ def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
 
 
-@torch.compiler.disable(reason="kernels are tuned by running them, and take no gate of -inf, which only values show")
-def _beside_the_graph(recurrence: ModuleType, inputs: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
-    """The kernel where a graph is traced around it, with the check that could not be made while tracing."""
-    check_gate(inputs[-1], "triton")
-    return _run_triton(recurrence, inputs, *rest)
-
-
+@torch.compiler.disable(reason="kernels are tuned by running them")
 def _run_triton(
     recurrence: ModuleType,
     inputs: Sequence[Tensor],
@@ -142,6 +133,7 @@ def _run_triton(
     """
     form: Callable = importlib.import_module(TWINS[recurrence]).triton_recurrence
     q, *inputs = inputs
+    inputs[-1] = inputs[-1].clamp(min=LEAST)
     width = inputs[1].shape[-1]
     if recurrence is scalar and width % ALIGNED:
         inputs[1], *states = (F.pad(x, (0, -width % ALIGNED)) for x in (inputs[1], *states))

@@ -27,11 +27,11 @@ class LigerCacheLayer(CacheLayerMixin):
 
     Attributes:
         settings: structure, W, S of the layer it was filled by.
-        keys, values: [B, H_kv, S + n, ·], n ≤ W - 1: the S places of the sinks, then the last tokens, newest last. A static
-            layer has n = W - 1 from the start, with room in front, and is written in place, so that a compiled step finds it
-            where it was.
+        keys, values: [B, H_kv, S + n, ·], n ≤ W - 1: the sinks, then the last of the other tokens, newest last; or fewer, while
+            there were fewer. A static layer has n = W - 1 from the start, with room in front, and is written in place, so
+            that a compiled step finds it where it was.
         real: [B, S + n], False for padding, for room, and for places of sinks that are not filled yet; a sink that is also
-            one of the last tokens counts in its own place alone. None while all are tokens, without sinks.
+            one of the last tokens counts in its own place alone. None while all are tokens.
         recurrent_states: the structure's states by number, float32, [B, ...].
         fresh: nothing was seen yet, or everything was forgotten again.
     """
@@ -58,9 +58,9 @@ class LigerCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         B, heads, _, _ = key_states.shape
-        n = self.sinks + (self.room if self.is_compileable else 0)
+        n = self.sinks + self.room if self.is_compileable else 0
         self.keys, self.values = (x.new_zeros(B, heads, n, x.shape[-1]) for x in (key_states, value_states))
-        if self.is_compileable or self.sinks:
+        if self.is_compileable:
             self.real = torch.zeros(B, n, dtype=torch.bool, device=key_states.device)
         if self.is_compileable:
             self.cumulative_length = self.cumulative_length.to(key_states.device)
@@ -82,7 +82,7 @@ class LigerCacheLayer(CacheLayerMixin):
         self.fresh, before, kept = False, self.keys.shape[2], max(self.sinks, keys.shape[2] - self.room)
         self.cumulative_length += k.shape[2]  # in place where it is a tensor
         if real is None and self.real is None and documents is None:
-            self._keep_all(keys[:, :, kept:], values[:, :, kept:], None)
+            self._keep_all(*(self._first_and_last(x) for x in (keys, values)), None)
             return keys, values, None
         ones = functools.partial(torch.ones, dtype=torch.bool, device=k.device)
         real = torch.cat(
@@ -94,6 +94,13 @@ class LigerCacheLayer(CacheLayerMixin):
         last = keys[:, :, kept:], values[:, :, kept:], going_on[:, kept:]
         self._keep_all(*self._with_sinks(keys, values, going_on, last) if self.sinks else last)
         return keys, values, real
+
+    def _first_and_last(self, x: Tensor) -> Tensor:
+        """Of keys or values that are all tokens' [B, H_kv, n, ·]: the first S, and the last W - 1 of the others."""
+        after = max(self.sinks, x.shape[2] - self.room)
+        if self.sinks == 0:
+            return x[:, :, after:]
+        return x if after == self.sinks else torch.cat([x[:, :, : self.sinks], x[:, :, after:]], dim=2)
 
     def _with_sinks(self, keys: Tensor, values: Tensor, real: Tensor, last: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The first S tokens of keys, values and real, in front of the last ones, among which they no longer count."""
