@@ -128,8 +128,9 @@ def system(k, beta, g, pieces: Chunks):
     """M [NC, H, C, C], and the decayed keys, float32."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
     since, until = (torch.empty_like(k, dtype=torch.float32) for _ in range(2))
-    M = k.new_empty(NC, H, C.value, C.value, dtype=torch.float32)
-    A = torch.empty_like(M)
+    M, A = (k.new_empty(NC, H, C.value, C.value, dtype=torch.float32) for _ in range(2))
+    if g.ndim == 4:
+        A = diagonal.chunk_products(k, k, g, pieces, "ieee", torch.float32)
     _system[(NC * H,)](k, beta, g, A, since, until, pieces.rows, H, K, g.ndim == 4, BK, num_warps=8)
     _invert[(NC * H,)](A, M, num_warps=4)
     size = LEAF.value
@@ -167,10 +168,14 @@ def _system(
     k_ptr, beta_ptr, g_ptr, A_ptr, since_ptr, until_ptr, rows_ptr, H, K: tl.constexpr, CHANNELS: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
-    """A of one chunk and head, strictly lower, and its keys decayed since the chunk's start and until its end."""
+    """A of one chunk and head, strictly lower, and its keys decayed since the chunk's start and until its end.
+
+    With a gate per channel the products of keys are in A already.
+    """
     chunk_head, _, row, left = place(rows_ptr, 1, H)
     t = tl.arange(0, C)
-    A = tl.zeros((C, C), tl.float32)
+    at = A_ptr + chunk_head * C * C + t[:, None] * C + t[None, :]
+    A = tl.load(at) if CHANNELS else tl.zeros((C, C), tl.float32)
     if not CHANNELS:
         g_n = scalar.load_gates(g_ptr + row, left, H)
         since, until = tl.exp(scalar.prefix_sum(g_n))[:, None], tl.exp(scalar.suffix_sum(g_n))[:, None]
@@ -180,7 +185,6 @@ def _system(
         if CHANNELS:
             g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
             since, until = tl.exp(diagonal.prefix_sum(g_n)), tl.exp(diagonal.suffix_sum(g_n))
-            A += diagonal.within_chunk(k_n, k_n, g_n, "ieee")
         else:
             A += tl.dot(k_n, tl.trans(k_n), input_precision="ieee")
         store(since_ptr + row * K, k_n * since, t, channels, left, K, H * K)
@@ -188,7 +192,7 @@ def _system(
     if not CHANNELS:
         A *= scalar.within_chunk(g_n)
     A *= scalar.load_gates(beta_ptr + row, left, H)[:, None]  # β, and 0 after the document
-    tl.store(A_ptr + chunk_head * C * C + t[:, None] * C + t[None, :], tl.where(t[:, None] > t[None, :], A, 0.0))
+    tl.store(at, tl.where(t[:, None] > t[None, :], A, 0.0))
 
 
 @triton.jit

@@ -6,8 +6,8 @@
 In chunks of C tokens, with G_ij = Σ_{j<l≤i} log α_l and S_n the state before chunk n, like PyTorch's `chunked`,
 
     S_n+1 = exp(Σ g_n) S_n + (k_n · exp suffix_sum)ᵀ v_n        `_chunk_states`     chunk after chunk
+    A_ij  = Σ_K q_i · exp G_ij · k_j  for j ≤ i                 `_chunk_products`   all chunks at once
     o_n   = (q_n · exp prefix_sum) S_n + A v_n                  `_chunk_outputs`    all chunks at once
-    A_ij  = Σ_K q_i · exp G_ij · k_j  for j ≤ i                 `within_chunk`
 
 and backward, with dS_n the gradient of the state after chunk n and D_ij = do_i · v_j,
 
@@ -39,6 +39,7 @@ from liger_mini.kernels.tiles import (
     Chunks,
     check,
     chunks,
+    kept_as,
     load,
     place,
     precision_of,
@@ -92,18 +93,27 @@ class Recurrence(torch.autograd.Function):
 def chunk_states(x, y, g, first, pieces: Chunks, precision, REVERSE=False):
     """The state before each chunk, [NC, H, K, V], and after each document; REVERSE: from the end to the start."""
     (N, H, K, V), last = first.shape, torch.empty_like(first)
-    states = first.new_empty(len(pieces.rows), H, K, V)
+    states = first.new_empty(len(pieces.rows), H, K, V, dtype=kept_as(x, y))
     _chunk_states[lambda meta: (N * H * triton.cdiv(K, meta["BK"]) * triton.cdiv(V, meta["BV"]),)](
         x, y, g, first, states, last, *pieces, H, K, V, REVERSE, precision
     )
     return states, last
 
 
+def chunk_products(q, k, g, pieces: Chunks, precision, dtype):
+    """A_n, [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere."""
+    (H, K), NC = k.shape[2:], len(pieces.rows)
+    A = k.new_zeros(NC, H, C.value, C.value, dtype=dtype)
+    _chunk_products[(NC * H * (C.value // SUB.value),)](q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=4)
+    return A
+
+
 def chunk_outputs(q, k, y, g, states, pieces: Chunks, precision, dtype, REVERSE=False):
     """o from y = v and the states; REVERSE: dv from y = do and the gradients of the states."""
     (NC, H, K, V), out = states.shape, torch.empty_like(y, dtype=dtype)
+    A = chunk_products(q, k, g, pieces, precision, kept_as(q, k))
     _chunk_outputs[lambda meta: (NC * H * triton.cdiv(V, meta["BV"]),)](
-        q, k, y, g, states, out, pieces.rows, H, K, V, REVERSE, precision
+        k if REVERSE else q, y, g, states, A, out, pieces.rows, H, K, V, REVERSE, precision
     )
     return out
 
@@ -134,14 +144,14 @@ def suffix_sum(g):
 
 
 @triton.jit
-def halves(level):
-    """Cut the chunk into blocks of 2h tokens, h = C/2, C/4, … 1, and every block into a left and a right half.
+def halves(level, N: tl.constexpr, LEVELS: tl.constexpr):
+    """Cut N = 2^LEVELS tokens into blocks of 2h, h = N/2, N/4, … 1, and every block into a left and a right half.
 
-    right [C, 1]: is t in a right half?  apart [C, C]: are i and j in different halves of the same block?
-    between [C, C]: is gate l between token t and the boundary inside its block? A token on the right has decayed
+    right [N, 1]: is t in a right half?  apart [N, N]: are i and j in different halves of the same block?
+    between [N, N]: is gate l between token t and the boundary inside its block? A token on the right has decayed
     by the gates from the boundary up to its own; one on the left will decay by those after its own.
     """
-    t = tl.arange(0, C)
+    t = tl.arange(0, N)
     half = t >> (LEVELS - 1 - level)
     right = ((half & 1) == 1)[:, None]
     apart = (half[:, None] ^ half[None, :]) == 1
@@ -150,18 +160,17 @@ def halves(level):
 
 
 @triton.jit
-def within_chunk(q_n, k_n, g_n, PRECISION: tl.constexpr):
-    """A_ij = Σ q_i · exp G_ij · k_j for j ≤ i, over the channels at hand, by halving.
+def by_halving(q_s, k_s, g_s, PRECISION: tl.constexpr):
+    """A_ij = Σ q_i · exp G_ij · k_j for j ≤ i among `SUB` tokens, over the channels at hand.
 
     Every pair j < i is parted once: at the level where i is in the right half and j in the left half of one block.
-    There G_ij is the sum `between` for i plus the one for j. What is left is j = i, where nothing has decayed. (PyTorch
-    stops at a leaf of pairs; here one more masked C x C product is cheaper.)
+    There G_ij is the sum `between` for i plus the one for j. What is left is j = i, where nothing has decayed.
     """
-    t = tl.arange(0, C)
-    A = tl.where(t[:, None] == t[None, :], tl.sum(q_n * k_n, 1)[:, None], 0.0)
-    for level in tl.range(LEVELS, disable_licm=True):
-        right, apart, between = halves(level)
-        x = tl.where(right, q_n, k_n) * tl.exp(sum_over(between, g_n))  # q_right and k_left in one tile
+    t = tl.arange(0, SUB)
+    A = tl.where(t[:, None] == t[None, :], tl.sum(q_s * k_s, 1)[:, None], 0.0)
+    for level in tl.range(SUB_LEVELS, disable_licm=True):
+        right, apart, between = halves(level, SUB, SUB_LEVELS)
+        x = tl.where(right, q_s, k_s) * tl.exp(sum_over(between, g_s))  # q_right and k_left in one tile
         A += tl.where(right & apart, tl.dot(x, tl.trans(x), input_precision=PRECISION), 0.0)
     return A
 
@@ -170,9 +179,10 @@ def within_chunk(q_n, k_n, g_n, PRECISION: tl.constexpr):
 # Two stages: the next tiles are on their way while these are used. The interpreter takes the first line alone: timing
 # means nothing there, and small blocks let small tests see several of them. Loops with `disable_licm` build their masks
 # anew each time: hoisted out, all masks of all levels at once would push everything else out of the registers.
+SUB, SUB_LEVELS = tl.constexpr(16), tl.constexpr(4)  # tokens that are halved; the least a tensor core multiplies
 BLOCKS = [(32, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)][: 1 if INTERPRETED else None]  # BK, BV, warps
 CONFIGS = [triton.Config({"BK": BK, "BV": BV}, num_warps=warps, num_stages=2) for BK, BV, warps in BLOCKS]
-tuned = triton.autotune(CONFIGS, key=["K", "V", "PRECISION"])
+tuned = triton.autotune(CONFIGS, ["K", "V", "PRECISION"], cache_results=True)  # on disk, for the next process
 
 
 @tuned
@@ -204,26 +214,54 @@ def _chunk_states(
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
+@triton.jit
+def _chunk_products(
+    q_ptr, k_ptr, g_ptr, A_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """`SUB` rows of A_n, once for all values; what is above its diagonal is 0 already.
+
+    Columns in front of these rows' own tokens: q has decayed since the token that the rows begin with, k until it, and
+    both sums start there. Of the rows' own tokens each pair has its own boundary, by halving.
+    """
+    chunk_head, part, row, left = place(rows_ptr, C // SUB, H)
+    t, own = tl.arange(0, C), part * SUB + tl.arange(0, SUB)
+    before = t < part * SUB
+    earlier, among = tl.zeros((SUB, C), tl.float32), tl.zeros((SUB, SUB), tl.float32)
+    for start in tl.range(0, K, BK, disable_licm=True):
+        channels = start + tl.arange(0, BK)
+        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
+        g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+        q_s = load(q_ptr + row * K, own, channels, left, K, H * K)
+        k_s = load(k_ptr + row * K, own, channels, left, K, H * K)
+        g_s = load(g_ptr + row * K, own, channels, left, K, H * K)
+        until = tl.exp(sum_over((t[None, :] > t[:, None]) & before[None, :], g_n))
+        since = tl.exp(sum_over(own[None, :] <= own[:, None], g_s))
+        earlier += tl.dot(q_s * since, tl.trans(k_n * until), input_precision=PRECISION)
+        among += by_halving(q_s, k_s, g_s, PRECISION)
+    A_ptr += chunk_head * C * C + own[:, None] * C
+    tl.store(A_ptr + t[None, :], earlier.to(A_ptr.dtype.element_ty), mask=before[None, :])
+    tl.store(A_ptr + own[None, :], among.to(A_ptr.dtype.element_ty))
+
+
 @tuned
 @triton.jit
 def _chunk_outputs(
-    q_ptr, k_ptr, y_ptr, g_ptr, states_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr,
+    x_ptr, y_ptr, g_ptr, states_ptr, A_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """o_n for one chunk and BV values. y = v; REVERSE: y = do, the states are gradients, and the output is dv_n."""
+    """o_n for one chunk and BV values. x, y = q, v; REVERSE: k, do, the states are gradients, and the output is dv_n."""
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
-    A, out_n = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
+    out_n = tl.zeros((C, BV), tl.float32)
     for start in tl.range(0, K, BK, disable_licm=True):
         channels = start + tl.arange(0, BK)
-        q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
+        x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
         g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
         S_n = load(states_ptr + chunk_head * K * V, channels, values, K, V, V)
-        x_n = k_n * tl.exp(suffix_sum(g_n)) if REVERSE else q_n * tl.exp(prefix_sum(g_n))
+        x_n *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))
         out_n += tl.dot(x_n, S_n, input_precision=PRECISION)
-        A += within_chunk(q_n, k_n, g_n, PRECISION)
     y_n = load(y_ptr + row * V, t, values, left, V, H * V)
+    A = load(A_ptr + chunk_head * C * C, t, t, C, C, C)
     out_n += tl.dot(tl.trans(A) if REVERSE else A, y_n, input_precision=PRECISION)
     store(out_ptr + row * V, out_n, t, values, left, V, H * V)
 
@@ -267,12 +305,12 @@ def _chunk_gradients(
         dg_n = sum_over(t[None, :] >= t[:, None], q_n * dq_n)  # gate l holds for the reads i ≥ l
         dg_n += sum_over(t[None, :] < t[:, None], k_n * dk_n)  # and for the writes j < l
         dg_n += (tl.exp(tl.sum(g_n, 0)) * passed)[None, :]
-    # within the chunk: j = i, then the levels of `within_chunk`
+    # within the chunk: j = i, then all levels of halving
     D_tt = tl.sum(tl.where(t[:, None] == t[None, :], D, 0.0), 1)[:, None]
     dq_n, dk_n = dq_n + D_tt * k_n, dk_n + D_tt * q_n
     D = tl.where(t[:, None] > t[None, :], D, tl.trans(D))  # q_right reads k_left, and back
     for level in tl.range(LEVELS, disable_licm=True):
-        right, apart, between = halves(level)
+        right, apart, between = halves(level, C, LEVELS)
         decay = tl.exp(sum_over(between, g_n))
         x = tl.where(right, q_n, k_n) * decay
         dx = tl.dot(tl.where(apart, D, 0.0), x, input_precision=PRECISION)

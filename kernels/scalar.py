@@ -30,7 +30,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from liger_mini.kernels.tiles import INTERPRETED, WIDEST, C, Chunks, check, chunks, load, place, precision_of, store
+from liger_mini.kernels.tiles import (
+    INTERPRETED,
+    WIDEST,
+    C,
+    Chunks,
+    check,
+    chunks,
+    kept_as,
+    load,
+    place,
+    precision_of,
+    store,
+)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -82,7 +94,7 @@ class Recurrence(torch.autograd.Function):
 def chunk_states(x, y, g, first, pieces: Chunks, precision, REVERSE=False):
     """The state before each chunk, [NC, H, K, V], and after each document; REVERSE: from the end to the start."""
     (N, H, K, V), last = first.shape, torch.empty_like(first)
-    states = first.new_empty(len(pieces.rows), H, K, V)
+    states = first.new_empty(len(pieces.rows), H, K, V, dtype=kept_as(x, y))
     _chunk_states[lambda meta: (N * H * triton.cdiv(K, meta["BK"]) * triton.cdiv(V, meta["BV"]),)](
         x, y, g, first, states, last, *pieces, H, K, V, REVERSE, precision
     )
@@ -150,7 +162,7 @@ CONFIGS = [triton.Config({"BK": BK, "BV": BV}, num_warps=warps, num_stages=2) fo
 KEY = ["K", "V", "PRECISION"]
 
 
-@triton.autotune(CONFIGS, KEY)
+@triton.autotune(CONFIGS, KEY, cache_results=True)
 @triton.jit
 def _chunk_states(
     x_ptr, y_ptr, g_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, K: tl.constexpr,
@@ -179,7 +191,7 @@ def _chunk_states(
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
-@triton.autotune(CONFIGS, KEY)
+@triton.autotune(CONFIGS, KEY, cache_results=True)
 @triton.jit
 def _chunk_outputs(
     q_ptr, k_ptr, y_ptr, g_ptr, states_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr,
@@ -204,7 +216,8 @@ def _chunk_outputs(
     store(out_ptr + row * V, out_n, t, values, left, V, H * V)
 
 
-@triton.autotune(CONFIGS, KEY, reset_to_zero=["dg_ptr"])  # trying wide blocks after narrow ones leaves parts behind
+# trying wide blocks after narrow ones leaves parts behind
+@triton.autotune(CONFIGS, KEY, reset_to_zero=["dg_ptr"], cache_results=True)
 @triton.jit
 def _chunk_gradients(
     q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr, rows_ptr, H, K: tl.constexpr,

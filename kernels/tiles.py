@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,6 +28,14 @@ def precision_of(*inputs: Tensor) -> str:
     """The precision of products of these inputs; of mixed dtypes, the full one."""
     dtypes = {x.dtype for x in inputs}
     return PRECISION_OF[dtypes.pop()] if len(dtypes) == 1 else "ieee"
+
+
+def kept_as(*inputs: Tensor) -> torch.dtype:
+    """What states between chunks, and products within them, are kept as: bfloat16 of bfloat16 inputs, else float32.
+
+    Each is rounded once, from a sum in float32, and no rounded state is added to. float16 has not the range.
+    """
+    return torch.bfloat16 if all(x.dtype == torch.bfloat16 for x in inputs) else torch.float32
 
 
 def check(widths: dict[str, int], states: dict[str, Tensor], **inputs: Tensor) -> None:
@@ -52,7 +61,8 @@ def check(widths: dict[str, int], states: dict[str, Tensor], **inputs: Tensor) -
 class Chunks(NamedTuple):
     """Documents, cut into chunks.
 
-    rows [NC, 2]: where each chunk begins, in rows of B·T, and how many rows its document has left from there.
+    rows [NC, 2]: where each chunk begins, in rows of B·T, and how many rows its document has left from there (none, for a
+        chunk to spare).
     of_document [N+1]: document n has the chunks of_document[n] … of_document[n+1] - 1; none if it is empty.
     """
 
@@ -61,14 +71,22 @@ class Chunks(NamedTuple):
 
 
 def chunks(B: int, T: int, cu_seqlens: Tensor | None, device: torch.device) -> Chunks:
-    """The chunks of a batch of B rows of T tokens, or of the documents that `cu_seqlens` packs into one row."""
-    ends = torch.arange(B + 1) * T if cu_seqlens is None else cu_seqlens.to("cpu", torch.int64)
-    counts = -(-ends.diff() // C.value)
-    of_document = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    document = torch.repeat_interleave(counts)
-    start = ends[document] + (torch.arange(len(document)) - of_document[document]) * C.value
-    rows = torch.stack([start, ends[document + 1] - start], dim=1)
-    return Chunks(rows.to(device), of_document.to(device))
+    """The chunks of a batch of B rows of T tokens, or of the documents that `cu_seqlens` packs into one row.
+
+    All of it is computed on the device, and no value is waited for. How many chunks packed documents make is not known
+    without looking, so there are as many as there can be; those to spare come last and have no rows.
+    """
+    if cu_seqlens is None:
+        ends, most = torch.arange(B + 1, device=device) * T, B * -(-T // C.value)
+    else:
+        ends, N = cu_seqlens.to(device, torch.int64), len(cu_seqlens) - 1
+        most = (T + N * (C.value - 1)) // C.value  # a document of l tokens has at most (l + C - 1) / C
+    counts = (ends.diff() + C.value - 1) // C.value
+    of_document = F.pad(counts.cumsum(0), (1, 0))
+    chunk = torch.arange(most, device=device)
+    document = torch.searchsorted(of_document[1:], chunk, right=True).clamp(max=len(counts) - 1)
+    start = ends[document] + (chunk - of_document[document]) * C.value
+    return Chunks(torch.stack([start, ends[document + 1] - start], dim=1), of_document)
 
 
 @triton.jit

@@ -172,7 +172,9 @@ def fitting(configs, arguments, **_):
     return [config for config in configs if config.kwargs["BLOCK"] * size <= 4096 * config.num_warps]
 
 
-tuned = triton.autotune(CONFIGS, key=["W", "K", "V"], prune_configs_by={"early_config_prune": fitting})
+tuned = triton.autotune(
+    CONFIGS, key=["W", "K", "V"], prune_configs_by={"early_config_prune": fitting}, cache_results=True
+)
 
 
 @tuned

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from liger_mini.kernels import tiles
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from liger_mini.experiments.equivalence import relative_rms
 from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recurrence
@@ -300,12 +304,36 @@ def test_a_kernel_stands_beside_a_compiled_graph_and_forgets_everything_there_to
         g[:, 20] = -torch.inf
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "scalar", "slots", "delta"])
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "delta"])
 def test_a_gate_of_zero(kind):
-    """log α = -inf, as the loop takes it, and the gradients of everything else."""
-    given = inputs(kind, 40)
-    given["g"][:, [0, 20]] = -torch.inf
-    check(kind, given)
+    """log α = -inf is for the caller, as elsewhere, and finite for the kernels: the naive loop's numbers and gradients."""
+    call = delta_recurrence if kind == "delta" else gated_recurrence
+    args = {name: x for name, x in inputs(kind, 70).items() if name != "state"}
+    args["log_gate"][:, [0, 20, 65]] = -torch.inf
+    results = {}
+    for backend in ("triton", "naive"):
+        leaves = {name: x.clone().requires_grad_() for name, x in args.items()}
+        o, last = call(**leaves, backend=backend)
+        results[backend] = [o, last, *torch.autograd.grad(o.square().sum() + last.sum(), list(leaves.values())[:3])]
+    for ours, naive in zip(results["triton"], results["naive"]):
+        assert relative_rms(ours, naive) < TOLERANCE[torch.float32]
+
+
+def test_chunks_are_counted_without_a_look_at_any_value():
+    """What a GPU is asked for is computed there: a fake tensor has no values at all."""
+    for ends in ([0, 100], [0, 0, 64, 65, 65, 200], [0, 64, 128], [0, 1]):
+        cu_seqlens = torch.tensor(ends)
+        rows, of_document = tiles.chunks(1, ends[-1], cu_seqlens, cu_seqlens.device)
+        expected = [[a + n, b - a - n] for a, b in itertools.pairwise(ends) for n in range(0, b - a, tiles.C.value)]
+        assert rows[: len(expected)].tolist() == expected
+        assert not (rows[len(expected) :, 1] > 0).any()  # chunks to spare have no rows
+        assert of_document.tolist() == [sum(row[0] < end for row in expected) for end in ends]
+    batch = tiles.chunks(2, 100, None, cu_seqlens.device)
+    packed = tiles.chunks(1, 200, torch.tensor([0, 100, 200]), cu_seqlens.device)
+    assert torch.equal(batch.rows, packed.rows[:4])
+    with FakeTensorMode():
+        tiles.chunks(1, 200, torch.tensor([0, 100, 200]), torch.device("cpu"))
+        tiles.chunks(2, 100, None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("W", [1, 5, 16, 64, 200])
