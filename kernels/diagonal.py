@@ -104,7 +104,9 @@ def chunk_products(q, k, g, pieces: Chunks, precision, dtype):
     """A_n, [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
     A = k.new_zeros(NC, H, C.value, C.value, dtype=dtype)
-    _chunk_products[(NC * H * (C.value // SUB.value),)](q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=4)
+    _chunk_products[(NC * H * (C.value // SUB.value),)](
+        q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=8 if precision == "ieee" else 4
+    )
     return A
 
 

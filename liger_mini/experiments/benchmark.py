@@ -17,8 +17,11 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, PreTrainedModel
 
+from liger_mini.recovery import quiet_peft
+from liger_mini.recovery.adapters import LORA_TARGETS
 from liger_mini.recurrences import delta_recurrence, gated_recurrence, slot_recurrence
 from liger_mini.window import sliding_window_attention
 
@@ -126,6 +129,26 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
             {"T": T, "times": times, "softmax_over_liger": times["softmax"]["median_s"] / times["liger"]["median_s"]}
         )
     return rows
+
+
+def random_ids(model: PreTrainedModel, T: int) -> torch.Tensor:
+    """[1, T] token ids, always the same."""
+    return torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
+
+
+def trainer(model: PreTrainedModel, T: int, rank: int = 8) -> Callable[..., None]:
+    """A step of training LoRA on a row of T tokens, forward and backward; step(bf16=True) runs it under autocast."""
+    ids = random_ids(model, T)
+    with quiet_peft():
+        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=LORA_TARGETS)).train()
+
+    def step(bf16: bool = False) -> None:
+        adapted.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = adapted(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+
+    return step
 
 
 @torch.no_grad()

@@ -10,16 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from liger_mini import window
 from liger_mini.convert import linearize
-from liger_mini.experiments.benchmark import WINDOW, causal_softmax, in_turns, random_inputs
+from liger_mini.experiments.benchmark import WINDOW, causal_softmax, in_turns, random_inputs, trainer
 from liger_mini.experiments.embedded import load_smollm2
-from liger_mini.recovery import quiet_peft
-from liger_mini.recovery.adapters import LORA_TARGETS
 from liger_mini.recurrences import compiled, gated_recurrence, loops
 from liger_mini.window import sliding_window_attention
 
@@ -98,36 +95,27 @@ def rows(T: int = 2048, training: int = 1024) -> list[dict[str, Any]]:
             return [*found, {"what": "a training step", "model": "SmolLM2", "T": training, "reason": str(error)}]
         for kind in ("float32", "bfloat16"):
             name = f"{'linearized' if linear else 'unconverted'}, {kind}"
-            run = functools.partial(step, kind == "bfloat16")
+            run = functools.partial(step, bf16=kind == "bfloat16")
             found.append({"what": "a training step", "model": name, "T": training} | shares(run, repeats=1))
     return found
 
 
-def _step(linear: bool, T: int) -> Callable[[bool], None]:
-    """A step of LoRA on a row of T tokens; with True under bfloat16's autocast."""
+def _step(linear: bool, T: int) -> Callable[..., None]:
+    """A step of training SmolLM2 on a row of T tokens, linearized or not."""
     model, _ = load_smollm2()
     if linear:
         linearize(model, "hedgehog_deltanet", window=64, sinks=1, mix=(0.1, 1.0))
-    with quiet_peft():
-        model = get_peft_model(model, LoraConfig(r=32, target_modules=LORA_TARGETS)).train()
-    ids = torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
-
-    def step(bf16: bool) -> None:
-        model.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-
-    return step
+    return trainer(model, T, rank=32)
 
 
-# another choice -> (the run that it is part of, the module, its constant, the value)
-CHOICES: dict[str, tuple[str, Any, str, int]] = {
+# another choice -> (the run that it is part of, the module, what is set there, to what)
+CHOICES: dict[str, tuple[str, Any, str, Any]] = {
     **{f"chunks of {C} tokens": ("recurrence, chunked", loops, "CHUNK", C) for C in (16, 64, 128)},
     **{f"windows in spans of {S:,} queries": ("window", window, "SPAN", S) for S in (256, 4096)},
     **{
         f"a state kept every {n} tokens": ("recurrence, compiled, with backward", compiled, "EVERY", n) for n in (4, 64)
     },
+    "threads of Python, not PyTorch's": ("recurrence, compiled", compiled, "_gnu_openmp", lambda: None),
 }
 
 
@@ -140,6 +128,7 @@ def tried(T: int = 2048) -> list[dict[str, Any]]:
 
     runs = {
         "recurrence, chunked": torch.no_grad()(functools.partial(gated_recurrence, *leaves, backend="chunked")),
+        "recurrence, compiled": torch.no_grad()(functools.partial(gated_recurrence, *leaves, backend="compiled")),
         "window": torch.no_grad()(functools.partial(sliding_window_attention, q, k, v, WINDOW)),
         "recurrence, compiled, with backward": compiled_with_backward,
     }
@@ -152,7 +141,8 @@ def tried(T: int = 2048) -> list[dict[str, Any]]:
             {"as it is": runs[of], "tried": functools.partial(_with, module, constant, value, runs[of])}, repeats=9
         )
         ratio = times["tried"]["median_s"] / times["as it is"]["median_s"]
-        found.append({"tried": name, "of": of, "instead of": here, "T": T, "ratio": ratio})
+        instead = here if isinstance(here, int) else "as it is"
+        found.append({"tried": name, "of": of, "instead of": instead, "T": T, "ratio": ratio})
     return found
 
 

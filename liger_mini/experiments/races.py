@@ -6,6 +6,7 @@ and quartiles. A contestant that is not installed, raises, or needs more memory 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -20,7 +21,6 @@ from typing import Any, TypeAlias
 import psutil
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, PreTrainedModel
 
 from liger_mini.convert import linearize
@@ -37,14 +37,14 @@ from liger_mini.experiments.benchmark import (
     growth,
     in_turns,
     kernels,
+    random_ids,
     random_inputs,
     reason,
     recurrences,
     stream,
+    trainer,
 )
-from liger_mini.experiments.embedded import load_smollm2, load_teacher
-from liger_mini.recovery import quiet_peft
-from liger_mini.recovery.adapters import LORA_TARGETS
+from liger_mini.experiments.embedded import load_recovered, load_smollm2, load_teacher
 from liger_mini.recurrences import gated_recurrence
 from liger_mini.support.paths import claim, write_atomically
 from liger_mini.support.provenance import provenance
@@ -57,13 +57,12 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "decode": (1024, 8192, 16384),
     "recovery": (512, 1024),
 }
-DTYPES = dict.fromkeys(LENGTHS, (torch.float32, torch.bfloat16)) | {"decode": (torch.float32,)}
+DTYPES = (torch.float32, torch.bfloat16)
 LONGEST_BACKWARD = 8192
 TOKENS = 64  # that are decoded
 BUDGET = 15  # seconds for the turns of a race, where three of each take less
 DIRECTIONS = ("forward", "forward + backward")
 FORMS = ("chunked", "compiled", "naive")
-MODELS = {"embedded teacher": (load_teacher, EMBEDDED_WINDOW), "SmolLM2": (load_smollm2, WINDOW)}
 
 
 @dataclass(frozen=True)
@@ -214,50 +213,59 @@ def _flex_compiled(T: int) -> tuple[Callable, Any]:
     return torch.compile(flex_attention), create_block_mask(near, None, None, T, T, device="cpu")
 
 
-def _of_models(direction: str, make: Callable[[PreTrainedModel, int], Callable], T: int, dtype: torch.dtype) -> Races:
+@dataclass(frozen=True)
+class Models:
+    """What is linearized, with which window; and what was recovered from it, if that races as well."""
+
+    load: Callable[[], tuple[PreTrainedModel, Any]]
+    window: int
+    recovered: Callable[[], tuple[PreTrainedModel, Any]] | None = None
+
+    def contestants(self, make: Callable[[PreTrainedModel], Callable[[], Any]], dtype: torch.dtype) -> Contestants:
+        """What `make` does with each model."""
+        ways: dict[str, Callable[[], PreTrainedModel]] = {
+            "linearized": lambda: linearize(self.load()[0].to(dtype), window=self.window),
+            "unconverted": lambda: self.load()[0].to(dtype),
+        }
+        if self.recovered is not None:
+            load = self.recovered
+            ways["recovered"] = lambda: load()[0].to(dtype)
+        try:
+            return {way: Contestant(make(model())) for way, model in ways.items()}
+        except FileNotFoundError as error:
+            return dict.fromkeys(ways, str(error))
+
+
+MODELS = {"embedded teacher": Models(load_teacher, EMBEDDED_WINDOW), "SmolLM2": Models(load_smollm2, WINDOW)}
+DECODING = MODELS | {
+    "SmolLM2": dataclasses.replace(MODELS["SmolLM2"], recovered=functools.partial(load_recovered, "smollm2"))
+}
+
+
+def _of_models(
+    direction: str,
+    make: Callable[[PreTrainedModel, int], Callable],
+    T: int,
+    dtype: torch.dtype,
+    models: Mapping[str, Models] = MODELS,
+) -> Races:
     """What `make` does with a model and T, with each model linearized and as it was."""
-    for name, (load, window) in MODELS.items():
-
-        def contestants(load: Callable = load, window: int = window) -> Contestants:
-            try:
-                models = [load()[0].to(dtype) for _ in range(2)]
-            except FileNotFoundError as error:
-                return dict.fromkeys(("linearized", "unconverted"), str(error))
-            linearize(models[0], window=window)
-            return {way: Contestant(make(model, T)) for way, model in zip(("linearized", "unconverted"), models)}
-
-        yield name, direction, contestants
+    for name, some in models.items():
+        yield name, direction, functools.partial(some.contestants, functools.partial(make, T=T), dtype)
 
 
 def _reader(model: PreTrainedModel, T: int) -> Callable[[], Any]:
     """Reads T tokens at once: prefill."""
-    return torch.no_grad()(functools.partial(model, _ids(model, T), use_cache=False, logits_to_keep=1))
+    return torch.no_grad()(functools.partial(model, random_ids(model, T), use_cache=False, logits_to_keep=1))
 
 
 @torch.no_grad()
 def _writer(model: PreTrainedModel, T: int) -> Callable[[], Any]:
     """Writes one token more with each call, after T that were read in pieces, which need less memory at once."""
     cache, token = DynamicCache(config=model.config), torch.tensor([[2]])
-    for piece in _ids(model, T).split(1024, dim=1):
+    for piece in random_ids(model, T).split(1024, dim=1):
         model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return torch.no_grad()(functools.partial(model, token, past_key_values=cache, use_cache=True))
-
-
-def _trainer(model: PreTrainedModel, T: int) -> Callable[[], None]:
-    """A step of training LoRA on a row of T tokens, forward and backward."""
-    ids = _ids(model, T)
-    with quiet_peft():
-        adapted = get_peft_model(model, LoraConfig(r=8, target_modules=LORA_TARGETS)).train()
-
-    def step() -> None:
-        adapted.zero_grad()
-        adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-
-    return step
-
-
-def _ids(model: PreTrainedModel, T: int) -> torch.Tensor:
-    return torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
 
 
 REFERENCES: dict[str, Callable] = {  # each takes what our own recurrence takes
@@ -270,8 +278,8 @@ PARTS: dict[str, Callable[[int, torch.dtype], Races]] = {
     "recurrence": recurrence_races,
     "layer": layer_races,
     "prefill": functools.partial(_of_models, DIRECTIONS[0], _reader),
-    "decode": functools.partial(_of_models, DIRECTIONS[0], _writer),
-    "recovery": functools.partial(_of_models, DIRECTIONS[1], _trainer),
+    "decode": functools.partial(_of_models, DIRECTIONS[0], _writer, models=DECODING),
+    "recovery": functools.partial(_of_models, DIRECTIONS[1], trainer),
 }
 
 
@@ -317,7 +325,7 @@ def run(
 
 
 def _rows(parts: Iterable[str], lengths: Sequence[int] | None, folder: Path) -> Iterator[dict[str, Any]]:
-    for part, dtype in ((name, dtype) for name in parts for dtype in DTYPES[name]):
+    for part, dtype in ((name, dtype) for name in parts for dtype in DTYPES):
         for T in lengths or LENGTHS[part]:
             for subject, direction, contestants in PARTS[part](T, dtype):
                 kind = str(dtype).removeprefix("torch.")

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -50,6 +51,11 @@ def compiled(recurrence: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
 def _run(name: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     *given, log_gate, state = inputs
     gate = log_gate.unsqueeze(-1) if log_gate.ndim == 3 else log_gate
+    if (K := given[0].shape[-1]) % 2:  # the loops take two channels at a time: one more, which nothing writes or reads
+        q, k, *rest = given
+        gate = gate if gate.shape[-1] == 1 else F.pad(gate, (0, 1))
+        o, last = _run(name, F.pad(q, (0, 1)), F.pad(k, (0, 1)), *rest, gate, F.pad(state, (0, 0, 0, 1)))
+        return o, last[..., :K, :]
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return Loop.apply(name, *given, gate, state)
     o, last, _ = _forward(name, (*given, gate, state), keep=False)
@@ -90,7 +96,8 @@ class Loop(torch.autograd.Function):
     def backward(ctx, do: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         from liger_mini.recurrences import loops_of_numba as loops
 
-        *given, starts = (x.detach().contiguous() for x in ctx.saved_tensors)
+        *given, log_gate, starts = (x.detach().contiguous() for x in ctx.saved_tensors)
+        given.append(log_gate.exp())
         gradients, d_state = [torch.zeros_like(x) for x in given], d_last.clone(memory_format=torch.contiguous_format)
         backward = getattr(loops, f"{ctx.name}_backward")
         over_heads(backward, (*given, starts, do.contiguous(), d_state, *gradients), EVERY)
@@ -101,8 +108,8 @@ def _forward(name: str, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, T
     """(o, the last state, one state in `EVERY` if they are to be kept)."""
     from liger_mini.recurrences import loops_of_numba as loops
 
-    *given, state = (x.detach().contiguous() for x in inputs)
-    q, _, v, *_ = given
+    *given, log_gate, state = (x.detach().contiguous() for x in inputs)
+    q, _, v, *_ = given = [*given, log_gate.exp()]
     (B, T, H, K), (heads, V) = q.shape, v.shape[2:]
     starts, last = q.new_empty(B, heads, -(-T // EVERY) if keep else 0, K, V), state.clone()
     o = q.new_empty(B, T, H, V)

@@ -1,8 +1,11 @@
 """The loops that `compiled` runs, in the part of Python that numba compiles. Importing this needs numba.
 
-A unit is a row and a key head; u counts them. Arrays are [B, T, heads, ·] and are written in place. G query heads read the
-state of one key head. The loop over v is always the innermost: its numbers lie side by side, and the processor takes 8 or 16 at
-a time.
+A unit is a row and a key head; u counts them. Arrays are [B, T, heads, ·] and are written in place; `a` is α, and dg the gradient
+of log α. G query heads read the state of one key head.
+
+The loop over v is always the innermost: its numbers lie side by side, and the processor takes 8 or 16 at a time. It is short, so
+it goes over two channels of the state at once, i and m = i + 1: half as many loops to begin, and what is added to is fetched half
+as often. K is even; `compiled` sees to that.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ import numpy as np
 
 # sums may be reordered and a product and a sum fused, which a vector processor needs; NaN and infinity stay what they are
 compile_loop = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+written_out = numba.njit(
+    inline="always"
+)  # where it is called: a call for every two channels would cost more than its loop
 
 
 @compile_loop
-def additive_forward(first, last, q, k, v, g, state, starts, o, every):
-    """S = α S + kᵀ v, o = q S; g [B, T, heads, K or 1]. Keeps the state before every so many tokens, where asked."""
+def additive_forward(first, last, q, k, v, a, state, starts, o, every):
+    """S = α S + kᵀ v, o = q S; a [B, T, heads, K or 1]. Keeps the state before every so many tokens, where asked."""
     T, heads, K, V, G = q.shape[1], k.shape[2], k.shape[3], v.shape[3], q.shape[2] // k.shape[2]
-    per_channel = g.shape[3] > 1
+    apart = 1 if a.shape[3] > 1 else 0
     for u in range(first, last):
         b, h = u // heads, u % heads
         S = state[b, h]
@@ -26,25 +32,49 @@ def additive_forward(first, last, q, k, v, g, state, starts, o, every):
             if starts.shape[2] and t % every == 0:
                 starts[b, h, t // every] = S
             o[b, t, h * G : (h + 1) * G] = 0
-            for i in range(K):
-                a, key = np.exp(g[b, t, h, i if per_channel else 0]), k[b, t, h, i]
-                query, row, value, out = q[b, t, h * G, i], S[i], v[b, t, h], o[b, t, h * G]
+            gates, keys, value, queries, out = a[b, t, h], k[b, t, h], v[b, t, h], q[b, t, h * G], o[b, t, h * G]
+            for i in range(0, K, 2):
+                gate_i, gate_m = gates[i * apart], gates[(i + 1) * apart]
+                row_i, row_m, key_i, key_m = S[i], S[i + 1], keys[i], keys[i + 1]
+                query_i, query_m = queries[i], queries[i + 1]
                 for j in range(V):
-                    new = a * row[j] + key * value[j]
-                    row[j] = new
-                    out[j] += query * new
+                    new_i, new_m = gate_i * row_i[j] + key_i * value[j], gate_m * row_m[j] + key_m * value[j]
+                    row_m[j] = new_m
+                    row_i[j] = new_i
+                    out[j] += query_i * new_i + query_m * new_m
                 for n in range(h * G + 1, (h + 1) * G):  # the group's other queries
-                    query, out = q[b, t, n, i], o[b, t, n]
-                    for j in range(V):
-                        out[j] += query * row[j]
+                    read(q[b, t, n], row_i, row_m, o[b, t, n], i)
+
+
+@written_out
+def read(q, row_i, row_m, o, i):
+    """o += q S, the part of two channels."""
+    query_i, query_m = q[i], q[i + 1]
+    for j in range(len(o)):
+        o[j] += query_i * row_i[j] + query_m * row_m[j]
+
+
+@written_out
+def read_backward(q, dq, do, row_i, row_m, d_row_i, d_row_m, i):
+    """What `read` gives back: dq = do Sᵀ, and to dS qᵀ do."""
+    query_i, query_m = q[i], q[i + 1]
+    dq_i, dq_m = q[i] * 0, q[i] * 0
+    for j in range(len(do)):
+        dq_i += row_i[j] * do[j]
+        dq_m += row_m[j] * do[j]
+    for j in range(len(do)):
+        new_i, new_m = d_row_i[j] + query_i * do[j], d_row_m[j] + query_m * do[j]
+        d_row_m[j] = new_m
+        d_row_i[j] = new_i
+    dq[i + 1] = dq_m
+    dq[i] = dq_i
 
 
 @compile_loop
-def additive_backward(first, last, q, k, v, g, starts, do, dS_all, dq, dk, dv, dg, every):
+def additive_backward(first, last, q, k, v, a, starts, do, dS_all, dq, dk, dv, dg, every):
     """From the end to the beginning; dS_all is the gradient of the last state, and becomes that of the first."""
     T, heads, K, V, G = q.shape[1], k.shape[2], k.shape[3], v.shape[3], q.shape[2] // k.shape[2]
-    per_channel = g.shape[3] > 1
-    states = np.empty((every + 1, K, V), q.dtype)
+    apart, states = min(1, a.shape[3] - 1), np.empty((every + 1, K, V), q.dtype)
     for u in range(first, last):
         b, h = u // heads, u % heads
         dS = dS_all[b, h]
@@ -52,74 +82,79 @@ def additive_backward(first, last, q, k, v, g, starts, do, dS_all, dq, dk, dv, d
             begin, end = block * every, min(T, (block + 1) * every)
             states[0] = starts[b, h, block]
             for t in range(begin, end):
-                before, after, value = states[t - begin], states[t - begin + 1], v[b, t, h]
+                before, after, gates, value = states[t - begin], states[t - begin + 1], a[b, t, h], v[b, t, h]
                 for i in range(K):
-                    a, key = np.exp(g[b, t, h, i if per_channel else 0]), k[b, t, h, i]
+                    gate, key, row, new = gates[i * apart], k[b, t, h, i], before[i], after[i]
                     for j in range(V):
-                        after[i, j] = a * before[i, j] + key * value[j]
+                        new[j] = gate * row[j] + key * value[j]
             for t in range(end - 1, begin - 1, -1):
-                before, after, value, d_value = states[t - begin], states[t - begin + 1], v[b, t, h], dv[b, t, h]
-                for i in range(K):
-                    row, d_row = after[i], dS[i]
+                before, after, gates = states[t - begin], states[t - begin + 1], a[b, t, h]
+                for i in range(0, K, 2):
                     for n in range(h * G, (h + 1) * G):
-                        query, d_out, d_query = q[b, t, n, i], do[b, t, n], row[0] * 0
-                        for j in range(V):
-                            d_query += row[j] * d_out[j]
-                            d_row[j] += query * d_out[j]
-                        dq[b, t, n, i] = d_query
-                    a, key, start = np.exp(g[b, t, h, i if per_channel else 0]), k[b, t, h, i], before[i]
+                        read_backward(q[b, t, n], dq[b, t, n], do[b, t, n], after[i], after[i + 1], dS[i], dS[i + 1], i)
+                value, d_value = v[b, t, h], dv[b, t, h]
+                for i in range(K):
+                    gate, key, row, d_row = gates[i * apart], k[b, t, h, i], before[i], dS[i]
                     d_key, d_gate = key * 0, key * 0
                     for j in range(V):
                         d_key += value[j] * d_row[j]
-                        d_gate += start[j] * d_row[j]
+                        d_gate += row[j] * d_row[j]
                         d_value[j] += key * d_row[j]
-                        d_row[j] *= a
+                        d_row[j] *= gate
                     dk[b, t, h, i] = d_key
-                    dg[b, t, h, i if per_channel else 0] += a * d_gate
+                    dg[b, t, h, i * apart] += gate * d_gate
 
 
 @compile_loop
-def delta_forward(first, last, q, k, v, beta, g, state, starts, o, every):
-    """S = α S, u = β (v - k S), S = S + kᵀ u, o = q S; beta [B, T, heads]."""
+def delta_forward(first, last, q, k, v, beta, a, state, starts, o, every):
+    """S = α S, S = S + kᵀ β (v - k S), o = q S; beta [B, T, heads]."""
     T, heads, K, V, G = q.shape[1], k.shape[2], k.shape[3], v.shape[3], q.shape[2] // k.shape[2]
-    correction = np.empty(V, q.dtype)
+    missing = np.empty(V, q.dtype)
     for unit in range(first, last):
         b, h = unit // heads, unit % heads
         S = state[b, h]
         for t in range(T):
             if starts.shape[2] and t % every == 0:
                 starts[b, h, t // every] = S
-            correct(S, k[b, t, h], v[b, t, h], beta[b, t, h], g[b, t, h], correction)
+            decay(S, a[b, t, h], k[b, t, h], v[b, t, h], missing)
             o[b, t, h * G : (h + 1) * G] = 0
-            for i in range(K):
-                row, key = S[i], k[b, t, h, i]
-                for j in range(V):
-                    row[j] += key * correction[j]
+            for i in range(0, K, 2):
+                row_i, row_m = S[i], S[i + 1]
+                write(row_i, row_m, k[b, t, h], missing, beta[b, t, h], i)
                 for n in range(h * G, (h + 1) * G):
-                    query, out = q[b, t, n, i], o[b, t, n]
-                    for j in range(V):
-                        out[j] += query * row[j]
+                    read(q[b, t, n], row_i, row_m, o[b, t, n], i)
+
+
+@written_out
+def decay(S, gates, keys, values, missing):
+    """S = α S in place, and what it does not say about this key, v - k S, into `missing`."""
+    missing[:] = values
+    apart = min(1, len(gates) - 1)
+    for i in range(0, len(keys), 2):
+        gate_i, gate_m = gates[i * apart], gates[(i + 1) * apart]
+        row_i, row_m, key_i, key_m = S[i], S[i + 1], keys[i], keys[i + 1]
+        for j in range(len(missing)):
+            new_i, new_m = gate_i * row_i[j], gate_m * row_m[j]
+            row_m[j] = new_m
+            row_i[j] = new_i
+            missing[j] -= key_i * new_i + key_m * new_m
+
+
+@written_out
+def write(row_i, row_m, keys, missing, beta, i):
+    """S = S + kᵀ β missing, two channels of it."""
+    key_i, key_m = beta * keys[i], beta * keys[i + 1]
+    for j in range(len(missing)):
+        new_i, new_m = row_i[j] + key_i * missing[j], row_m[j] + key_m * missing[j]
+        row_m[j] = new_m
+        row_i[j] = new_i
 
 
 @compile_loop
-def correct(S, k, v, beta, g, correction):
-    """Decays S in place and puts what is to be written, u = β (v - k S), into `correction`."""
-    for j in range(len(v)):
-        correction[j] = v[j]
-    for i in range(len(k)):
-        a, row, key = np.exp(g[i if len(g) > 1 else 0]), S[i], k[i]
-        for j in range(len(v)):
-            row[j] *= a
-            correction[j] -= key * row[j]
-    for j in range(len(v)):
-        correction[j] *= beta
-
-
-@compile_loop
-def delta_backward(first, last, q, k, v, beta, g, starts, do, dS_all, dq, dk, dv, dbeta, dg, every):
-    """As `additive_backward`; a token's state is kept decayed and before its correction."""
+def delta_backward(first, last, q, k, v, beta, a, starts, do, dS_all, dq, dk, dv, dbeta, dg, every):
+    """As `additive_backward`; a token's state is kept decayed and before its correction, and what it was missing."""
     T, heads, K, V, G = q.shape[1], k.shape[2], k.shape[3], v.shape[3], q.shape[2] // k.shape[2]
-    decayed, written, S = np.empty((every, K, V), q.dtype), np.empty((every, V), q.dtype), np.empty((K, V), q.dtype)
+    decayed, missing, S = np.empty((every, K, V), q.dtype), np.empty((every, V), q.dtype), np.empty((K, V), q.dtype)
     for unit in range(first, last):
         b, h = unit // heads, unit % heads
         dS = dS_all[b, h]
@@ -127,51 +162,51 @@ def delta_backward(first, last, q, k, v, beta, g, starts, do, dS_all, dq, dk, dv
             begin, end = block * every, min(T, (block + 1) * every)
             S[:] = starts[b, h, block]
             for t in range(begin, end):
-                u = written[t - begin]
-                correct(S, k[b, t, h], v[b, t, h], beta[b, t, h], g[b, t, h], u)
+                decay(S, a[b, t, h], k[b, t, h], v[b, t, h], missing[t - begin])
                 decayed[t - begin] = S
-                for i in range(K):
-                    row, key = S[i], k[b, t, h, i]
-                    for j in range(V):
-                        row[j] += key * u[j]
+                for i in range(0, K, 2):
+                    write(S[i], S[i + 1], k[b, t, h], missing[t - begin], beta[b, t, h], i)
             for t in range(end - 1, begin - 1, -1):
-                heads_of = slice(h * G, (h + 1) * G)
-                given = (q[b, t, heads_of], do[b, t, heads_of], k[b, t, h], v[b, t, h], beta[b, t, h], g[b, t, h])
-                taken = (dq[b, t, heads_of], dk[b, t, h], dv[b, t, h], dg[b, t, h])
-                dbeta[b, t, h] = delta_token_backward(decayed[t - begin], written[t - begin], dS, *given, *taken)
+                of_group = slice(h * G, (h + 1) * G)
+                given = (q[b, t, of_group], do[b, t, of_group], k[b, t, h], beta[b, t, h], a[b, t, h])
+                taken = (dq[b, t, of_group], dk[b, t, h], dv[b, t, h], dg[b, t, h])
+                dbeta[b, t, h] = delta_token_backward(decayed[t - begin], missing[t - begin], dS, *given, *taken)
 
 
 @compile_loop
-def delta_token_backward(S, u, dS, q, do, k, v, beta, g, dq, dk, dv, dg):
-    """One token; S is decayed and before the correction u. dS goes from after the token to before it; returns dβ."""
-    K, V = S.shape
-    du = dv  # what is left in it at the end is β du
-    for i in range(K):
-        row, d_row, d_key = S[i], dS[i], k[i] * 0
+def delta_token_backward(S, missing, dS, q, do, k, beta, gates, dq, dk, dv, dg):
+    """One token; S is decayed and before the correction. dS goes from after the token to before it; returns dβ."""
+    (K, V), apart = S.shape, min(1, len(gates) - 1)
+    du = dv  # at the end β du is left in it
+    for i in range(0, K, 2):
+        row_i, row_m, d_row_i, d_row_m = S[i], S[i + 1], dS[i], dS[i + 1]
         for n in range(len(q)):
-            d_query = k[i] * 0
-            for j in range(V):
-                d_query += (row[j] + k[i] * u[j]) * do[n, j]
-                d_row[j] += q[n, i] * do[n, j]
-            dq[n, i] = d_query
+            read_backward(q[n], dq[n], do[n], row_i, row_m, d_row_i, d_row_m, i)
+        key_i, key_m = k[i], k[i + 1]
+        dk_i, dk_m = k[i] * 0, k[i] * 0
         for j in range(V):
-            d_key += d_row[j] * u[j]
-            du[j] += k[i] * d_row[j]
-        dk[i] = d_key
+            dk_i += d_row_i[j] * missing[j]
+            dk_m += d_row_m[j] * missing[j]
+            du[j] += key_i * d_row_i[j] + key_m * d_row_m[j]
+        dk[i + 1] = beta * dk_m
+        dk[i] = beta * dk_i
+    for n in range(len(q)):  # what q reads of kᵀ β missing, which is not in S yet
+        said = beta * 0
+        for j in range(V):
+            said += do[n, j] * missing[j]
+        for i in range(K):
+            dq[n, i] += beta * said * k[i]
     d_beta = beta * 0
     for j in range(V):
-        said = v[j]
-        for i in range(K):
-            said -= k[i] * S[i, j]
-        d_beta += du[j] * said
+        d_beta += du[j] * missing[j]
         dv[j] = beta * du[j]
     for i in range(K):
-        a, row, d_row, d_key, d_gate = np.exp(g[i if len(g) > 1 else 0]), S[i], dS[i], k[i] * 0, k[i] * 0
+        gate, row, d_row, d_key, d_gate = gates[i * apart], S[i], dS[i], k[i] * 0, k[i] * 0
         for j in range(V):
             d_key += dv[j] * row[j]
             d_row[j] -= k[i] * dv[j]
             d_gate += d_row[j] * row[j]
-            d_row[j] *= a
+            d_row[j] *= gate
         dk[i] -= d_key
-        dg[i if len(g) > 1 else 0] += d_gate
+        dg[i * apart] += d_gate
     return d_beta
