@@ -1,7 +1,6 @@
 """Four recurrences: naive is the definition, everything else must agree with it (promises 1 and 5)."""
 
 import itertools
-from importlib.util import find_spec
 
 import pytest
 import torch
