@@ -28,7 +28,7 @@ import torch
 import triton
 import triton.language as tl
 from liger_mini.kernels import diagonal, scalar
-from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, place, precision_of, store
+from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, load_gates, place, precision_of, store
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -47,7 +47,7 @@ def triton_recurrence(
     """`delta.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
     Args: q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H] and log_gate [B, T, H] or [B, T, H, K] in float32, bfloat16
-        or float16, log_gate ≤ 0 and finite; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into
+        or float16, log_gate ≤ 0; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into
         one row (B = 1), with state [N, H, K, V]. An empty document hands its state through.
     Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K or V above 256, TypeError for other dtypes.
@@ -183,7 +183,7 @@ def _system(
         channels = start + tl.arange(0, BK)
         k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
         if CHANNELS:
-            g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+            g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
             since, until = tl.exp(diagonal.prefix_sum(g_n)), tl.exp(diagonal.suffix_sum(g_n))
         else:
             A += tl.dot(k_n, tl.trans(k_n), input_precision="ieee")
@@ -265,7 +265,7 @@ def _correct(
         u_n = u_n + xS if REVERSE else u_n - xS
         store(u_ptr + row * V, u_n, t, values, left, V, H * V)
         if CHANNELS:
-            g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+            g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
             decay = tl.exp(tl.sum(g_n, 0))[:, None]
         else:
             g_h = scalar.load_gates(g_ptr + row, left, H)

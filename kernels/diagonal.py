@@ -41,6 +41,7 @@ from liger_mini.kernels.tiles import (
     chunks,
     kept_as,
     load,
+    load_gates,
     place,
     precision_of,
     store,
@@ -55,8 +56,8 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """`diagonal.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k, log_gate [B, T, H, K] and v [B, T, H, V] in float32, bfloat16 or float16, T ≥ 1, log_gate ≤ 0 and
-        finite (`gated_recurrence` checks that); state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed
+    Args: q, k, log_gate [B, T, H, K] and v [B, T, H, V] in float32, bfloat16 or float16, T ≥ 1, log_gate ≤ 0
+        (`gated_recurrence` checks that); state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed
         into one row (B = 1), with state [N, H, K, V].
     Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K or V above 256, TypeError for other dtypes.
@@ -104,9 +105,7 @@ def chunk_products(q, k, g, pieces: Chunks, precision, dtype):
     """A_n, [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
     A = k.new_zeros(NC, H, C.value, C.value, dtype=dtype)
-    _chunk_products[(NC * H * (C.value // SUB.value),)](
-        q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=8 if precision == "ieee" else 4
-    )
+    _chunk_products[(NC * H,)](q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=8)
     return A
 
 
@@ -146,14 +145,14 @@ def suffix_sum(g):
 
 
 @triton.jit
-def halves(level, N: tl.constexpr, LEVELS: tl.constexpr):
-    """Cut N = 2^LEVELS tokens into blocks of 2h, h = N/2, N/4, … 1, and every block into a left and a right half.
+def halves(level, SIZE: tl.constexpr, LEVELS: tl.constexpr):
+    """Cut SIZE = 2^LEVELS tokens into blocks of 2h, h = SIZE/2, SIZE/4, … 1, and every block into a left and a right half.
 
-    right [N, 1]: is t in a right half?  apart [N, N]: are i and j in different halves of the same block?
-    between [N, N]: is gate l between token t and the boundary inside its block? A token on the right has decayed
+    right [SIZE, 1]: is t in a right half?  apart [SIZE, SIZE]: are i and j in different halves of the same block?
+    between [SIZE, SIZE]: is gate l between token t and the boundary inside its block? A token on the right has decayed
     by the gates from the boundary up to its own; one on the left will decay by those after its own.
     """
-    t = tl.arange(0, N)
+    t = tl.arange(0, SIZE)
     half = t >> (LEVELS - 1 - level)
     right = ((half & 1) == 1)[:, None]
     apart = (half[:, None] ^ half[None, :]) == 1
@@ -162,18 +161,21 @@ def halves(level, N: tl.constexpr, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def by_halving(q_s, k_s, g_s, PRECISION: tl.constexpr):
-    """A_ij = Σ q_i · exp G_ij · k_j for j ≤ i among `SUB` tokens, over the channels at hand.
+def by_halving(q_r, k_r, g_r, PRECISION: tl.constexpr):
+    """A_ij = Σ q_i · exp G_ij · k_j for j ≤ i of the same row, over the channels at hand: [R, N, ·] to [R, N, N].
 
     Every pair j < i is parted once: at the level where i is in the right half and j in the left half of one block.
     There G_ij is the sum `between` for i plus the one for j. What is left is j = i, where nothing has decayed.
     """
-    t = tl.arange(0, SUB)
-    A = tl.where(t[:, None] == t[None, :], tl.sum(q_s * k_s, 1)[:, None], 0.0)
-    for level in tl.range(SUB_LEVELS, disable_licm=True):
-        right, apart, between = halves(level, SUB, SUB_LEVELS)
-        x = tl.where(right, q_s, k_s) * tl.exp(sum_over(between, g_s))  # q_right and k_left in one tile
-        A += tl.where(right & apart, tl.dot(x, tl.trans(x), input_precision=PRECISION), 0.0)
+    R: tl.constexpr = q_r.shape[0]
+    t = tl.arange(0, N)
+    A = tl.where((t[:, None] == t[None, :])[None], tl.sum(q_r * k_r, 2)[:, :, None], 0.0)
+    for level in tl.range(LEVELS_IN_ROW, disable_licm=True):
+        right, apart, between = halves(level, N, LEVELS_IN_ROW)
+        decay = tl.exp(sum_over(tl.broadcast_to(between[None], (R, N, N)), g_r))
+        x = tl.where(right[None], q_r, k_r) * decay  # q_right and k_left in one tile
+        pairs = tl.dot(x, tl.permute(x, (0, 2, 1)), input_precision=PRECISION)
+        A += tl.where((right & apart)[None], pairs, 0.0)
     return A
 
 
@@ -181,7 +183,10 @@ def by_halving(q_s, k_s, g_s, PRECISION: tl.constexpr):
 # Two stages: the next tiles are on their way while these are used. The interpreter takes the first line alone: timing
 # means nothing there, and small blocks let small tests see several of them. Loops with `disable_licm` build their masks
 # anew each time: hoisted out, all masks of all levels at once would push everything else out of the registers.
-SUB, SUB_LEVELS = tl.constexpr(16), tl.constexpr(4)  # tokens that are halved; the least a tensor core multiplies
+N, LEVELS_IN_ROW = (
+    tl.constexpr(16),
+    tl.constexpr(4),
+)  # tokens of a row, and log₂ of it; the least a tensor core multiplies
 BLOCKS = [(32, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)][: 1 if INTERPRETED else None]  # BK, BV, warps
 CONFIGS = [triton.Config({"BK": BK, "BV": BV}, num_warps=warps, num_stages=2) for BK, BV, warps in BLOCKS]
 tuned = triton.autotune(CONFIGS, ["K", "V", "PRECISION"], cache_results=True)  # on disk, for the next process
@@ -210,7 +215,7 @@ def _chunk_states(
         row, left = (start + n * C) * H + h, length - n * C
         x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
         y_n = load(y_ptr + row * V, t, values, left, V, H * V)
-        g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
         x_n *= tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))
         S = tl.exp(tl.sum(g_n, 0))[:, None] * S + tl.dot(tl.trans(x_n), y_n, input_precision=PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
@@ -220,29 +225,37 @@ def _chunk_states(
 def _chunk_products(
     q_ptr, k_ptr, g_ptr, A_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
-    """`SUB` rows of A_n, once for all values; what is above its diagonal is 0 already.
+    """A_n, once for all values; what is above its diagonal is 0 already. The chunk is cut into R rows of N tokens.
 
-    Columns in front of these rows' own tokens: q has decayed since the token that the rows begin with, k until it, and
-    both sums start there. Of the rows' own tokens each pair has its own boundary, by halving.
+    Two tokens of different rows: q has decayed since its row began, and k until its own row's end and through the rows
+    between. Two tokens of one row have a boundary of their own, by halving.
     """
-    chunk_head, part, row, left = place(rows_ptr, C // SUB, H)
-    t, own = tl.arange(0, C), part * SUB + tl.arange(0, SUB)
-    before = t < part * SUB
-    earlier, among = tl.zeros((SUB, C), tl.float32), tl.zeros((SUB, SUB), tl.float32)
+    chunk_head, _, row, left = place(rows_ptr, 1, H)
+    R: tl.constexpr = C // N
+    t, u, r = tl.arange(0, C), tl.arange(0, N), tl.arange(0, R)
+    of = t // N
+    apart, among = tl.zeros((C, C), tl.float32), tl.zeros((R, N, N), tl.float32)
     for start in tl.range(0, K, BK, disable_licm=True):
         channels = start + tl.arange(0, BK)
+        q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
         k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-        g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
-        q_s = load(q_ptr + row * K, own, channels, left, K, H * K)
-        k_s = load(k_ptr + row * K, own, channels, left, K, H * K)
-        g_s = load(g_ptr + row * K, own, channels, left, K, H * K)
-        until = tl.exp(sum_over((t[None, :] > t[:, None]) & before[None, :], g_n))
-        since = tl.exp(sum_over(own[None, :] <= own[:, None], g_s))
-        earlier += tl.dot(q_s * since, tl.trans(k_n * until), input_precision=PRECISION)
-        among += by_halving(q_s, k_s, g_s, PRECISION)
-    A_ptr += chunk_head * C * C + own[:, None] * C
-    tl.store(A_ptr + t[None, :], earlier.to(A_ptr.dtype.element_ty), mask=before[None, :])
-    tl.store(A_ptr + own[None, :], among.to(A_ptr.dtype.element_ty))
+        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
+        g_r = tl.reshape(g_n, (R, N, BK))
+        since = sum_over(tl.broadcast_to((u[None, :] <= u[:, None])[None], (R, N, N)), g_r)
+        until = sum_over(tl.broadcast_to((u[None, :] > u[:, None])[None], (R, N, N)), g_r)
+        x_n = q_n * tl.exp(tl.reshape(since, (C, BK)))
+        until_n = tl.reshape(until, (C, BK))
+        for later in tl.range(1, R, disable_licm=True):  # the row of q
+            pairs = tl.dot(x_n, tl.trans(k_n * tl.exp(until_n)), input_precision=PRECISION)
+            apart += tl.where((of[:, None] == later) & (of[None, :] < later), pairs, 0.0)
+            through = tl.sum(tl.where(of[:, None] == later, g_n, 0.0), 0)  # what passes that row
+            until_n += tl.where(of[:, None] < later, through[None, :], 0.0)
+        among += by_halving(tl.reshape(q_n, (R, N, BK)), tl.reshape(k_n, (R, N, BK)), g_r, PRECISION)
+    A_ptr += chunk_head * C * C
+    kind = A_ptr.dtype.element_ty
+    tl.store(A_ptr + t[:, None] * C + t[None, :], apart.to(kind), mask=of[None, :] < of[:, None])
+    own = r[:, None, None] * N * (C + 1) + u[None, :, None] * C + u[None, None, :]
+    tl.store(A_ptr + own, among.to(kind))
 
 
 @tuned
@@ -258,7 +271,7 @@ def _chunk_outputs(
     for start in tl.range(0, K, BK, disable_licm=True):
         channels = start + tl.arange(0, BK)
         x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-        g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
         S_n = load(states_ptr + chunk_head * K * V, channels, values, K, V, V)
         x_n *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))
         out_n += tl.dot(x_n, S_n, input_precision=PRECISION)
@@ -299,7 +312,7 @@ def _chunk_gradients(
             passed += tl.sum(S_n * dS_n, 1)
     k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
     q_n = load(q_ptr + row * K, t, channels, left, K, H * K) if ALL else k_n  # dq_n does not depend on q_n
-    g_n = load(g_ptr + row * K, t, channels, left, K, H * K)
+    g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
     # through the states: what i reads from before the chunk, what j writes for after it, what only passes by
     dq_n *= tl.exp(prefix_sum(g_n))
     if ALL:

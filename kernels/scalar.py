@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from liger_mini.kernels.tiles import (
     INTERPRETED,
+    LEAST,
     WIDEST,
     C,
     Chunks,
@@ -52,8 +53,8 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """`scalar.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k [B, T, H, K], v [B, T, H, V] and log_gate [B, T, H] in float32, bfloat16 or float16, log_gate ≤ 0 and
-        finite; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into one row (B = 1), with state
+    Args: q, k [B, T, H, K], v [B, T, H, V] and log_gate [B, T, H] in float32, bfloat16 or float16, log_gate ≤ 0;
+        state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into one row (B = 1), with state
         [N, H, K, V]. An empty document hands its state through.
     Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K above 256 or V above 272, TypeError for
@@ -148,9 +149,10 @@ def within_chunk(g):
 
 @triton.jit
 def load_gates(g_ptr, left, H):
-    """The log-gates of a chunk, 0 after its document: a padded token forgets nothing."""
+    """The log-gates of a chunk, at least `LEAST`; 0 after its document: a padded token forgets nothing."""
     t = tl.arange(0, C)
-    return tl.load(g_ptr + t * H, mask=t < left, other=0.0)
+    g = tl.load(g_ptr + t * H, mask=t < left, other=0.0)
+    return tl.where(g < LEAST, LEAST, g)
 
 
 # The small block cuts the work into the most programs; a wide BV computes A for fewer blocks of values, a wide BK dA

@@ -17,6 +17,7 @@ from torch import Tensor
 C = tl.constexpr(64)  # tokens in a chunk
 LEVELS = tl.constexpr(6)  # log₂ C: how often a chunk can be halved
 WIDEST = 256  # K, V and M
+LEAST = tl.constexpr(-1e30)  # of a log-gate: sums of so many are finite
 # How a product reads its operands; sums are always float32. tf32 holds a float16 or bfloat16 number exactly, has the
 # range of float32 (a state may outgrow float16), and rounds what is computed in between no more than they would.
 PRECISION_OF = {torch.float32: "ieee", torch.bfloat16: "tf32", torch.float16: "tf32"}
@@ -105,6 +106,13 @@ def load(ptr, rows, columns, n_rows, n_columns, stride):
     """A float32 tile, 0 outside the tensor: a padded token reads nothing, writes nothing, forgets nothing."""
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     return tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_gates(ptr, rows, columns, n_rows, n_columns, stride):
+    """A tile of log-gates. They are added, by products with zeros and ones, so -inf becomes -1e30: exp of it is 0, too."""
+    g = load(ptr, rows, columns, n_rows, n_columns, stride)
+    return tl.where(g < LEAST, LEAST, g)
 
 
 @triton.jit

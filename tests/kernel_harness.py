@@ -28,6 +28,7 @@ GATES = {
     "exactly one": torch.zeros,
     "all exp(-50)": lambda *shape: torch.full(shape, -50.0),
     "forget everything": lambda *shape: torch.where(torch.rand(*shape) < 0.1, -1e30, -0.05),
+    "a gate of 0": lambda *shape: torch.where(torch.rand(*shape) < 0.1, -torch.inf, -0.05),
 }
 
 

@@ -304,21 +304,6 @@ def test_a_kernel_stands_beside_a_compiled_graph_and_forgets_everything_there_to
         g[:, 20] = -torch.inf
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "scalar", "delta"])
-def test_a_gate_of_zero(kind):
-    """log α = -inf is for the caller, as elsewhere, and finite for the kernels: the naive loop's numbers and gradients."""
-    call = delta_recurrence if kind == "delta" else gated_recurrence
-    args = {name: x for name, x in inputs(kind, 70).items() if name != "state"}
-    args["log_gate"][:, [0, 20, 65]] = -torch.inf
-    results = {}
-    for backend in ("triton", "naive"):
-        leaves = {name: x.clone().requires_grad_() for name, x in args.items()}
-        o, last = call(**leaves, backend=backend)
-        results[backend] = [o, last, *torch.autograd.grad(o.square().sum() + last.sum(), list(leaves.values())[:3])]
-    for ours, naive in zip(results["triton"], results["naive"]):
-        assert relative_rms(ours, naive) < TOLERANCE[torch.float32]
-
-
 def test_chunks_are_counted_without_a_look_at_any_value():
     """What a GPU is asked for is computed there: a fake tensor has no values at all."""
     for ends in ([0, 100], [0, 0, 64, 65, 65, 200], [0, 64, 128], [0, 1]):

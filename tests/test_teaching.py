@@ -316,7 +316,7 @@ def test_source_of_a_tuned_kernel_is_the_kernel():
 
 
 def test_kernel_source_shows_functions_methods_and_pieces():
-    whole = kernel_source("diagonal.within_chunk").data
+    whole = kernel_source("scalar.within_chunk").data
     assert whole.startswith("@triton.jit\ndef within_chunk")
     assert '"""' not in whole
     piece = kernel_source("diagonal._chunk_states", "S = load", "store(last").data.splitlines()

@@ -20,7 +20,6 @@ from liger_mini.recurrences.trust import check_gradients
 
 BACKENDS = ("auto", "naive", "chunked", "compiled", "triton")
 ASKED = os.environ.get("LIGER_MINI_BACKEND", "auto")  # in place of "auto", for every call of this process
-LEAST = -1e30  # of a log-gate in a kernel, which adds them: exp of it is 0, and sums of it are finite
 ALIGNED = 16  # values: 32 bytes of bfloat16
 TWINS = {
     diagonal: "liger_mini.kernels.diagonal",
@@ -133,7 +132,6 @@ def _run_triton(
     """
     form: Callable = importlib.import_module(TWINS[recurrence]).triton_recurrence
     q, *inputs = inputs
-    inputs[-1] = inputs[-1].clamp(min=LEAST)
     width = inputs[1].shape[-1]
     if recurrence is scalar and width % ALIGNED:
         inputs[1], *states = (F.pad(x, (0, -width % ALIGNED)) for x in (inputs[1], *states))

@@ -99,7 +99,7 @@ FORMATS = ("bfloat16", "tf32", "float32")
 FORMS = {"softmax": "bfloat16", "gate per head": "tf32", "gate per channel": "tf32"}  # and how each multiplies
 
 
-WIDTH, KERNEL_CHUNK = 128, 64  # K = V of the estimates, and the C of the kernels
+WIDTH, KERNEL_CHUNK, ROW = 128, 64, 16  # K = V of the estimates; C of the kernels, and tokens in a row of it
 
 
 class Work:
@@ -147,9 +147,13 @@ def kernel_cost(
 ) -> tuple[float, float]:
     """(FLOPs of products, bytes between memory and chip) a token and head, forward, K = V = width.
 
-    softmax         T (K + V), half of all pairs;              q, k, v, o once each
+    softmax           T (K + V), half of all pairs;              q, k, v, o once each
     gate per head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state per chunk, written
-    gate per channel  4 K V + 2 C V + 2 C K L + 6 C K (L + 2)    and read, and the first and last one; L = log₂ C
+    gate per channel  4 K V + 2 C V + 2 C K (R - 1) + 2 N K L    and read, and the first and last one
+                      + 6 K (2 C + 2 N + N L) for sums of gates
+
+    With a gate per channel a kernel of its own makes the products q k, in R = C / N rows of N = 16 tokens (L = log₂ N). It reads
+    q, k and gates once more, and hands on (C + N) / 2 products a token, of which C are read.
 
     Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
 
@@ -162,10 +166,14 @@ def kernel_cost(
     _sizes(form, T=T, width=width, chunk=chunk)
     if form == "softmax":
         return 2.0 * T * width, 4.0 * number * width
-    products = 4 * width**2 + 2 * chunk * width * (1 + (_levels(chunk) if form == "gate per channel" else 1))
-    gates = 8 * (width if form == "gate per channel" else 1)
-    states = 4 * width**2 * (2 / chunk + 2 / T)
-    return float(products + _sums(form, width, chunk)), 6 * number * width + gates + states
+    products = 4 * width**2 + 4 * chunk * width
+    moved = number * 6 * width + number * width**2 * 2 / chunk + 4 * width**2 * 2 / T  # states are kept as the inputs are
+    if form == "gate per head":
+        return float(products), moved + 8
+    N = min(ROW, chunk)
+    products += 2 * chunk * width * (chunk // N - 2) + 2 * N * width * _levels(N)
+    moved += number * (width + (chunk + N) / 2 + chunk) + 4 * 3 * width
+    return float(products + _sums(form, width, chunk)), moved
 
 
 def estimated_seconds(
@@ -186,8 +194,11 @@ def _levels(chunk: int) -> int:
 
 
 def _sums(form: str, width: int, chunk: int) -> int:
-    """FLOPs of `sum_over`: three products with a mask for every level, and for the chunk's start and end."""
-    return 6 * chunk * width * (_levels(chunk) + 2) if form == "gate per channel" else 0
+    """FLOPs of `sum_over`, a product with a mask in three parts: from the chunk's start and to its end, the same of rows, and levels."""
+    if form != "gate per channel":
+        return 0
+    N = min(ROW, chunk)
+    return 6 * width * (2 * chunk + 2 * N + N * _levels(N))
 
 
 def _sizes(form: str, **sizes: int) -> None:
