@@ -39,8 +39,7 @@ def additive_forward(first, last, q, k, v, a, state, starts, o, every):
                 query_i, query_m = queries[i], queries[i + 1]
                 for j in range(V):
                     new_i, new_m = gate_i * row_i[j] + key_i * value[j], gate_m * row_m[j] + key_m * value[j]
-                    row_m[j] = new_m
-                    row_i[j] = new_i
+                    row_i[j], row_m[j] = new_i, new_m
                     out[j] += query_i * new_i + query_m * new_m
                 for n in range(h * G + 1, (h + 1) * G):  # the group's other queries
                     read(q[b, t, n], row_i, row_m, o[b, t, n], i)
@@ -64,10 +63,8 @@ def read_backward(q, dq, do, row_i, row_m, d_row_i, d_row_m, i):
         dq_m += row_m[j] * do[j]
     for j in range(len(do)):
         new_i, new_m = d_row_i[j] + query_i * do[j], d_row_m[j] + query_m * do[j]
-        d_row_m[j] = new_m
-        d_row_i[j] = new_i
-    dq[i + 1] = dq_m
-    dq[i] = dq_i
+        d_row_i[j], d_row_m[j] = new_i, new_m
+    dq[i], dq[i + 1] = dq_i, dq_m
 
 
 @compile_loop
@@ -135,8 +132,7 @@ def decay(S, gates, keys, values, missing):
         row_i, row_m, key_i, key_m = S[i], S[i + 1], keys[i], keys[i + 1]
         for j in range(len(missing)):
             new_i, new_m = gate_i * row_i[j], gate_m * row_m[j]
-            row_m[j] = new_m
-            row_i[j] = new_i
+            row_i[j], row_m[j] = new_i, new_m
             missing[j] -= key_i * new_i + key_m * new_m
 
 
@@ -146,8 +142,7 @@ def write(row_i, row_m, keys, missing, beta, i):
     key_i, key_m = beta * keys[i], beta * keys[i + 1]
     for j in range(len(missing)):
         new_i, new_m = row_i[j] + key_i * missing[j], row_m[j] + key_m * missing[j]
-        row_m[j] = new_m
-        row_i[j] = new_i
+        row_i[j], row_m[j] = new_i, new_m
 
 
 @compile_loop
@@ -188,18 +183,11 @@ def delta_token_backward(S, missing, dS, q, do, k, beta, gates, dq, dk, dv, dg):
             dk_i += d_row_i[j] * missing[j]
             dk_m += d_row_m[j] * missing[j]
             du[j] += key_i * d_row_i[j] + key_m * d_row_m[j]
-        dk[i + 1] = beta * dk_m
-        dk[i] = beta * dk_i
+        dk[i], dk[i + 1] = beta * dk_i, beta * dk_m
     for n in range(len(q)):  # what q reads of kᵀ β missing, which is not in S yet
-        said = beta * 0
-        for j in range(V):
-            said += do[n, j] * missing[j]
-        for i in range(K):
-            dq[n, i] += beta * said * k[i]
-    d_beta = beta * 0
-    for j in range(V):
-        d_beta += du[j] * missing[j]
-        dv[j] = beta * du[j]
+        dq[n] += beta * (do[n] * missing).sum() * k
+    d_beta = (du * missing).sum()
+    dv *= beta
     for i in range(K):
         gate, row, d_row, d_key, d_gate = gates[i * apart], S[i], dS[i], k[i] * 0, k[i] * 0
         for j in range(V):
