@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import itertools
 import os
@@ -94,27 +95,29 @@ class Loop(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, do: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
-        from liger_mini.recurrences import loops_of_numba as loops
-
         *given, log_gate, starts = (x.detach().contiguous() for x in ctx.saved_tensors)
         given.append(log_gate.exp())
         gradients, d_state = [torch.zeros_like(x) for x in given], d_last.clone(memory_format=torch.contiguous_format)
-        backward = getattr(loops, f"{ctx.name}_backward")
-        over_heads(backward, (*given, starts, do.contiguous(), d_state, *gradients), EVERY)
+        over_heads(_loop(ctx.name, "backward"), (*given, starts, do.contiguous(), d_state, *gradients), EVERY)
         return None, *gradients, d_state
 
 
 def _forward(name: str, inputs: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(o, the last state, one state in `EVERY` if they are to be kept)."""
-    from liger_mini.recurrences import loops_of_numba as loops
-
     *given, log_gate, state = (x.detach().contiguous() for x in inputs)
     q, _, v, *_ = given = [*given, log_gate.exp()]
     (B, T, H, K), (heads, V) = q.shape, v.shape[2:]
     starts, last = q.new_empty(B, heads, -(-T // EVERY) if keep else 0, K, V), state.clone()
     o = q.new_empty(B, T, H, V)
-    over_heads(getattr(loops, f"{name}_forward"), (*given, last, starts, o), EVERY)
+    over_heads(_loop(name, "forward"), (*given, last, starts, o), EVERY)
     return o, last, starts
+
+
+@functools.cache
+def _loop(name: str, direction: str) -> Callable:
+    """The compiled function; importing it needs numba."""
+    module = {"additive": "loops_of_numba", "delta": "loops_of_numba_delta"}[name]
+    return getattr(importlib.import_module(f"liger_mini.recurrences.{module}"), f"{name}_{direction}")
 
 
 def over_heads(loop: Callable, tensors: Sequence[Tensor], *rest: int) -> None:

@@ -167,7 +167,9 @@ def kernel_cost(
     if form == "softmax":
         return 2.0 * T * width, 4.0 * number * width
     products = 4 * width**2 + 4 * chunk * width
-    moved = number * 6 * width + number * width**2 * 2 / chunk + 4 * width**2 * 2 / T  # states are kept as the inputs are
+    moved = (
+        number * 6 * width + number * width**2 * 2 / chunk + 4 * width**2 * 2 / T
+    )  # states are kept as the inputs are
     if form == "gate per head":
         return float(products), moved + 8
     N = min(ROW, chunk)
