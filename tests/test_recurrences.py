@@ -373,3 +373,15 @@ def test_keys_of_length_one_pass_in_every_dtype():
         o, S = lm.delta_recurrence(k, k, k, torch.full((1, 500, 2), 2.0, dtype=dtype))
         assert o.isfinite().all()
         assert S.norm() < 1e3
+
+
+def test_a_caller_who_vouches_for_the_gates_is_not_asked(monkeypatch):
+    """A structure does, for a single token; with more of them, and whoever else calls, every gate is looked at."""
+    model_side, seen = lm.structures["gla"], []
+    monkeypatch.setattr("liger_mini.recurrences.check_gate", lambda gate: seen.append(gate.shape[1]))
+    q, k, v = torch.randn(3, 1, 5, 2, 8)
+    model_side(q, k, v)
+    model_side(q[:, :1], k[:, :1], v[:, :1])
+    lm.gated_recurrence(q[:, :1], k[:, :1], v[:, :1], -k[:, :1].abs())
+    lm.gated_recurrence(q, k, v, -k.abs(), trusted=True)
+    assert seen == [5, 1]
