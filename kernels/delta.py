@@ -28,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 from liger_mini.kernels import diagonal, scalar
+from liger_mini.kernels.products import chunk_products
 from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, load_gates, place, precision_of, store
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -130,7 +131,7 @@ def system(k, beta, g, pieces: Chunks):
     since, until = (torch.empty_like(k, dtype=torch.float32) for _ in range(2))
     M, A = (k.new_empty(NC, H, C.value, C.value, dtype=torch.float32) for _ in range(2))
     if g.ndim == 4:
-        A = diagonal.chunk_products(k, k, g, pieces, "ieee", torch.float32)
+        A = chunk_products(k, k, g, pieces, "ieee", torch.float32)
     _system[(NC * H,)](k, beta, g, A, since, until, pieces.rows, H, K, g.ndim == 4, BK, num_warps=8)
     _invert[(NC * H,)](A, M, num_warps=4)
     size = LEAF.value

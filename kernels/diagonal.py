@@ -32,6 +32,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from liger_mini.kernels.products import chunk_products, halves
 from liger_mini.kernels.tiles import (
     INTERPRETED,
     LEVELS,
@@ -101,14 +102,6 @@ def chunk_states(x, y, g, first, pieces: Chunks, precision, REVERSE=False):
     return states, last
 
 
-def chunk_products(q, k, g, pieces: Chunks, precision, dtype):
-    """A_n, [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere."""
-    (H, K), NC = k.shape[2:], len(pieces.rows)
-    A = k.new_zeros(NC, H, C.value, C.value, dtype=dtype)
-    _chunk_products[(NC * H,)](q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=8)
-    return A
-
-
 def chunk_outputs(q, k, y, g, states, pieces: Chunks, precision, dtype, REVERSE=False):
     """o from y = v and the states; REVERSE: dv from y = do and the gradients of the states."""
     (NC, H, K, V), out = states.shape, torch.empty_like(y, dtype=dtype)
@@ -144,49 +137,10 @@ def suffix_sum(g):
     return sum_over(t[None, :] > t[:, None], g)
 
 
-@triton.jit
-def halves(level, SIZE: tl.constexpr, LEVELS: tl.constexpr):
-    """Cut SIZE = 2^LEVELS tokens into blocks of 2h, h = SIZE/2, SIZE/4, … 1, and every block into a left and a right half.
-
-    right [SIZE, 1]: is t in a right half?  apart [SIZE, SIZE]: are i and j in different halves of the same block?
-    between [SIZE, SIZE]: is gate l between token t and the boundary inside its block? A token on the right has decayed
-    by the gates from the boundary up to its own; one on the left will decay by those after its own.
-    """
-    t = tl.arange(0, SIZE)
-    half = t >> (LEVELS - 1 - level)
-    right = ((half & 1) == 1)[:, None]
-    apart = (half[:, None] ^ half[None, :]) == 1
-    between = (half[:, None] == half[None, :]) & ((t[None, :] <= t[:, None]) == right)
-    return right, apart, between
-
-
-@triton.jit
-def by_halving(q_r, k_r, g_r, PRECISION: tl.constexpr):
-    """A_ij = Σ q_i · exp G_ij · k_j for j ≤ i of the same row, over the channels at hand: [R, N, ·] to [R, N, N].
-
-    Every pair j < i is parted once: at the level where i is in the right half and j in the left half of one block.
-    There G_ij is the sum `between` for i plus the one for j. What is left is j = i, where nothing has decayed.
-    """
-    R: tl.constexpr = q_r.shape[0]
-    t = tl.arange(0, N)
-    A = tl.where((t[:, None] == t[None, :])[None], tl.sum(q_r * k_r, 2)[:, :, None], 0.0)
-    for level in tl.range(LEVELS_IN_ROW, disable_licm=True):
-        right, apart, between = halves(level, N, LEVELS_IN_ROW)
-        decay = tl.exp(sum_over(tl.broadcast_to(between[None], (R, N, N)), g_r))
-        x = tl.where(right[None], q_r, k_r) * decay  # q_right and k_left in one tile
-        pairs = tl.dot(x, tl.permute(x, (0, 2, 1)), input_precision=PRECISION)
-        A += tl.where((right & apart)[None], pairs, 0.0)
-    return A
-
-
 # Wide blocks read q, k and g less often; narrow ones keep a tile in registers and cut the state into more programs.
 # Two stages: the next tiles are on their way while these are used. The interpreter takes the first line alone: timing
 # means nothing there, and small blocks let small tests see several of them. Loops with `disable_licm` build their masks
 # anew each time: hoisted out, all masks of all levels at once would push everything else out of the registers.
-N, LEVELS_IN_ROW = (
-    tl.constexpr(16),
-    tl.constexpr(4),
-)  # tokens of a row, and log₂ of it; the least a tensor core multiplies
 BLOCKS = [(32, 32, 8), (32, 64, 8), (16, 64, 4), (16, 64, 8)][: 1 if INTERPRETED else None]  # BK, BV, warps
 CONFIGS = [triton.Config({"BK": BK, "BV": BV}, num_warps=warps, num_stages=2) for BK, BV, warps in BLOCKS]
 tuned = triton.autotune(CONFIGS, ["K", "V", "PRECISION"], cache_results=True)  # on disk, for the next process
@@ -219,43 +173,6 @@ def _chunk_states(
         x_n *= tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))
         S = tl.exp(tl.sum(g_n, 0))[:, None] * S + tl.dot(tl.trans(x_n), y_n, input_precision=PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
-
-
-@triton.jit
-def _chunk_products(
-    q_ptr, k_ptr, g_ptr, A_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr
-):  # fmt: skip
-    """A_n, once for all values; what is above its diagonal is 0 already. The chunk is cut into R rows of N tokens.
-
-    Two tokens of different rows: q has decayed since its row began, and k until its own row's end and through the rows
-    between. Two tokens of one row have a boundary of their own, by halving.
-    """
-    chunk_head, _, row, left = place(rows_ptr, 1, H)
-    R: tl.constexpr = C // N
-    t, u, r = tl.arange(0, C), tl.arange(0, N), tl.arange(0, R)
-    of = t // N
-    apart, among = tl.zeros((C, C), tl.float32), tl.zeros((R, N, N), tl.float32)
-    for start in tl.range(0, K, BK, disable_licm=True):
-        channels = start + tl.arange(0, BK)
-        q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
-        g_r = tl.reshape(g_n, (R, N, BK))
-        since = sum_over(tl.broadcast_to((u[None, :] <= u[:, None])[None], (R, N, N)), g_r)
-        until = sum_over(tl.broadcast_to((u[None, :] > u[:, None])[None], (R, N, N)), g_r)
-        x_n = q_n * tl.exp(tl.reshape(since, (C, BK)))
-        until_n = tl.reshape(until, (C, BK))
-        for later in tl.range(1, R, disable_licm=True):  # the row of q
-            pairs = tl.dot(x_n, tl.trans(k_n * tl.exp(until_n)), input_precision=PRECISION)
-            apart += tl.where((of[:, None] == later) & (of[None, :] < later), pairs, 0.0)
-            through = tl.sum(tl.where(of[:, None] == later, g_n, 0.0), 0)  # what passes that row
-            until_n += tl.where(of[:, None] < later, through[None, :], 0.0)
-        among += by_halving(tl.reshape(q_n, (R, N, BK)), tl.reshape(k_n, (R, N, BK)), g_r, PRECISION)
-    A_ptr += chunk_head * C * C
-    kind = A_ptr.dtype.element_ty
-    tl.store(A_ptr + t[:, None] * C + t[None, :], apart.to(kind), mask=of[None, :] < of[:, None])
-    own = r[:, None, None] * N * (C + 1) + u[None, :, None] * C + u[None, None, :]
-    tl.store(A_ptr + own, among.to(kind))
 
 
 @tuned

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from liger_mini.recurrences.checks import check_window, require_triton
-from liger_mini.recurrences.documents import check_documents, document_numbers, nth_real
+from liger_mini.recurrences.checks import check_packing, check_window, require_triton
+from liger_mini.recurrences.documents import document_numbers, nth_real
 
 SPAN = 1024  # queries whose blocks are worked on side by side: as many as the processor's cache holds
 
@@ -59,16 +59,7 @@ def sliding_window_attention(
             cover T. RuntimeError: "triton" on a machine that cannot run it.
     """
     check_window(q, k, v, window, sinks, key_mask, backend)
-    if cu_seqlens is not None:
-        check_documents(cu_seqlens, *k.shape[:2])
-        if q.shape[1] != k.shape[1]:
-            raise ValueError(
-                f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}"
-            )
-    if documents is not None and (cu_seqlens is not None or backend == "triton"):
-        raise ValueError(
-            "documents: allowed without cu_seqlens, and not with backend = 'triton', which takes cu_seqlens"
-        )
+    check_packing(q, k, cu_seqlens, documents, backend)
     if backend == "triton":
         require_triton()
         from liger_mini.kernels.window import triton_window
@@ -124,10 +115,8 @@ def step(q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None, 
     Tk = k.shape[2]
     q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # [B, H_kv, G, K]
     if key_mask is None:
-        first = min(sinks, max(0, Tk - window))  # sinks that the window does not see
-        near = slice(max(0, Tk - window), Tk)
-        if first + window < Tk:
-            k, v = (torch.cat([x[:, :, :first], x[:, :, near]], dim=2) for x in (k, v))
+        if sinks + window < Tk:
+            k, v = (torch.cat([x[:, :, :sinks], x[:, :, Tk - window :]], dim=2) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v).flatten(1, 2).unsqueeze(2)
     visible = torch.arange(Tk, device=q.device) >= Tk - window
     if sinks:

@@ -7,6 +7,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from liger_mini.recurrences.documents import check_documents
+
 WINDOW_BACKENDS = ("auto", "naive", "blocked", "chunked", "triton")
 
 
@@ -116,6 +118,24 @@ def check_window(
         raise ValueError(f"more queries than keys: {shapes}; the queries are the last Tq of the Tk positions")
     if key_mask is not None and key_mask.shape != k.shape[:2]:
         raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}; with these keys it must be {tuple(k.shape[:2])}")
+
+
+def check_packing(q: Tensor, k: Tensor, cu_seqlens: Tensor | None, documents: Tensor | None, backend: str) -> None:
+    """Documents told in one way, and one that the window's form takes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if cu_seqlens is not None:
+        check_documents(cu_seqlens, *k.shape[:2])
+        if q.shape[1] != k.shape[1]:
+            raise ValueError(
+                f"cu_seqlens needs as many queries as keys; given are Tq = {q.shape[1]}, Tk = {k.shape[1]}"
+            )
+    if documents is not None and (cu_seqlens is not None or backend == "triton"):
+        raise ValueError(
+            "documents: allowed without cu_seqlens, and not with backend = 'triton', which takes cu_seqlens"
+        )
 
 
 def require_triton() -> None:
