@@ -19,8 +19,8 @@ A pack of documents is cut into chunks document by document (`tiles.chunks`), ea
 its own. The functions `chunk_…` launch one kernel each; `slots.py` puts them together in another order.
 
 Time: O(T (C K log C + K V)), in T/C sequential steps for the longest document; backward about three times that, in
-twice the steps. Memory beyond inputs and outputs: forward T/C states S_n of K x V float32 a head, and at most one more
-a document; backward those again and as many dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and
+twice the steps. Memory beyond inputs and outputs: forward T/C states S_n of K x V and triangles A of C x C a head, bfloat16
+for bfloat16 inputs and else float32, and a float32 state a document; backward those again and as many dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and
 the initial state, nothing else.
 
 Where `chunked` multiplies gates, the kernels add log-gates. Every exponent is a sum that starts at the token which

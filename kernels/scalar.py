@@ -18,8 +18,8 @@ and backward, with dS_n the gradient of the state after chunk n and dA = (do_n v
 Time: O(T (C K + C V + K V)), in T/C sequential steps; backward about three times that, in twice the steps.
 `diagonal.py` needs log C products with C x C masks for A, and as many sums of log-gates, since there the decay differs
 from channel to channel and stays inside the sum over K. One gate for all channels is a factor in front of that sum.
-Memory beyond inputs and outputs: forward T/C states S_n of K x V float32 a head, backward those again and as many
-dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and the initial state, nothing else.
+Memory beyond inputs and outputs: forward T/C states S_n of K x V a head (bfloat16 for bfloat16 inputs, else float32),
+backward those again and as many dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and the initial state, nothing else.
 
 Nothing is subtracted: every exponent is a sum of log-gates that starts at the token which uses it. It is ≤ 0, and a
 strong gate nearby costs the weak ones no precision; so too in `_chunk_gradients`.

@@ -156,7 +156,7 @@ def decode(model: PreTrainedModel, contexts: Sequence[int] = (512, 16384), token
     """Seconds a token and bytes of state after contexts of different lengths, token by token in turns."""
     caches = {}
     for context in contexts:
-        ids = torch.randint(2, model.config.vocab_size, (1, context), generator=torch.Generator().manual_seed(0))
+        ids = random_ids(model, context)
         caches[context] = DynamicCache(config=model.config)
         model(ids.to(model.device), past_key_values=caches[context], use_cache=True, logits_to_keep=1)
     token = torch.tensor([[2]], device=model.device)
