@@ -156,16 +156,25 @@ def test_it_linearizes_saves_and_loads(real, tmp_path):
         assert torch.equal(lm.load(tmp_path)(ids).logits, model(ids).logits)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
-def test_it_decodes_what_it_says_at_once(real, dtype, tolerance):
-    """Past window and sink. Of the logits' spread; bfloat16's 2^-9 per rounded result, through thirty layers, mean squared."""
-    model, tokenizer = load_smollm2(dtype)
-    lm.linearize(model, "hedgehog_deltanet", window=8, sinks=1, mix=(0.1, 1.0))
-    ids = torch.tensor([pydocs_tokens("heldout", tokenizer)[:28]])
+def decoding_error(model, ids: torch.Tensor) -> float:
+    """Root mean square of decoded minus read at once, as a share of the logits' spread."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         at_once = model(ids, use_cache=False).logits.float()
-        said = [model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits.float() for t in range(28)]
-    error = (torch.cat(said, 1) - at_once).square().mean().sqrt()
-    assert error < tolerance * at_once.std()
+        said = [model(token, past_key_values=cache, use_cache=True).logits.float() for token in ids.split(1, dim=1)]
+    return float((torch.cat(said, 1) - at_once).square().mean().sqrt() / at_once.std())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_decodes_what_it_says_at_once(real, dtype):
+    """Past window and sink: 2e-3 in float32, and in bfloat16 what the unconverted model's own cache is off by.
+
+    Thirty layers of results rounded to 2^-9 put that model itself 0.023 or 0.024 apart from itself, so 2e-2 asks for too much.
+    Two such errors of one row differ by a tenth or two.
+    """
+    model, tokenizer = load_smollm2(dtype)
+    ids = torch.tensor([pydocs_tokens("heldout", tokenizer)[:28]])
+    allowed = 2e-3 if dtype == torch.float32 else 1.5 * decoding_error(model, ids)
+    lm.linearize(model, "hedgehog_deltanet", window=8, sinks=1, mix=(0.1, 1.0))
+    assert decoding_error(model, ids) < allowed
