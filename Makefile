@@ -17,6 +17,8 @@ EXECUTED := $(SITE)/.executed
 # megabytes a widget that a page without a kernel has no use for
 WITHOUT_WIDGET_STATE := --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
+KINDS := $(addprefix gpu-kernels-,diagonal scalar slots delta window others)
+GPU := gpu-kernels $(addprefix gpu-,equivalence benchmark races graph twins walk)
 .PHONY: demo lab smollm2 real test book record gpu lint check help clean setup lock sizes
 MINUTES := 8
 # tests and notebooks run side by side, each worker on one thread: most of them wait for Python, not for a product of matrices
@@ -77,20 +79,34 @@ assignments: $(DEV)  ## write the exercises' notebooks anew from their tasks
 record: $(DEV)  ## run the notebooks and record their closing tables in data/results, in the tier LIGER_MINI_TIER
 	LIGER_MINI_RECORD=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=3600 $(filter notebooks/%,$(NOTEBOOKS))
 
-gpu: gpu-kernels gpu-equivalence gpu-benchmark gpu-walk  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
+gpu: $(GPU)  ## on a machine with a GPU: check and time the kernels, train and walk a 1B model for MINUTES; recorded in data/results
 
-# Stages of minutes, each of which can be run alone. Where the packages are installed and no index is to be had:
+# Stages of minutes, each of which can be run alone, and again after an interruption: what was measured is kept. Kernels are
+# tested side by side with `make -j 6 gpu-kernels`. Where the packages are installed and no index is to be had:
 # `make gpu RUN=python3 DEV=`
-.PHONY: gpu-kernels gpu-equivalence gpu-benchmark gpu-walk
+.PHONY: $(GPU) $(KINDS)
 RUN := $(BIN)/python
-gpu-kernels: $(DEV)
-	$(RUN) -m pytest -q -p no:cacheprovider tests/test_kernels.py
+gpu-kernels: $(KINDS)
+$(filter-out %-others,$(KINDS)): gpu-kernels-%: $(DEV)
+	$(RUN) -m pytest -q -p no:cacheprovider tests/test_kernels.py -k "$*"
+
+gpu-kernels-others: $(DEV)
+	$(RUN) -m pytest -q -p no:cacheprovider tests/test_kernels.py -k "not diagonal and not scalar and not slots and not delta and not window"
 
 gpu-equivalence: $(DEV)
 	$(RUN) -m liger_mini equivalence --output data/results/equivalence-gpu.json
 
 gpu-benchmark: $(DEV)
 	$(RUN) -m liger_mini benchmark kernels --output data/results/benchmark-gpu.json
+
+gpu-races: $(DEV)
+	$(RUN) -m liger_mini benchmark layer prefill decode --device cuda --output data/results/races-gpu.json
+
+gpu-graph: $(DEV)
+	$(RUN) -m liger_mini benchmark graph --device cuda --output data/results/graph-gpu.json
+
+gpu-twins: $(DEV)
+	$(RUN) -m liger_mini twins --output data/results/twins-gpu.json
 
 gpu-walk: $(DEV)
 	$(RUN) -m liger_mini walk --minutes $(MINUTES) --window 16 --length 512 --out runs/walk-gpu

@@ -229,6 +229,8 @@ def _merge(A_ptr, M_ptr, SIZE: tl.constexpr):
 def _apply(M_ptr, x_ptr, out_ptr, rows_ptr, H, X: tl.constexpr, REVERSE: tl.constexpr, BX: tl.constexpr):
     """M x for one chunk, head and BX columns; REVERSE: Mᵀ x."""
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(X, BX), H)
+    if left <= 0:  # a chunk to spare
+        return
     t, columns = tl.arange(0, C), block * BX + tl.arange(0, BX)
     M = tl.load(M_ptr + chunk_head * C * C + t[:, None] * C + t[None, :])
     x = load(x_ptr + row * X, t, columns, left, X, H * X)

@@ -183,6 +183,8 @@ def _chunk_outputs(
 ):  # fmt: skip
     """o_n for one chunk and BV values. x, y = q, v; REVERSE: k, do, the states are gradients, and the output is dv_n."""
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
+    if left <= 0:  # a chunk to spare
+        return
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
     out_n = tl.zeros((C, BV), tl.float32)
     for start in tl.range(0, K, BK, disable_licm=True):
@@ -213,6 +215,8 @@ def _chunk_gradients(
     """
     ALL: tl.constexpr = q_ptr is not None
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    if left <= 0:  # a chunk to spare
+        return
     t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head * K * V
     D, passed = tl.zeros((C, C), tl.float32), tl.zeros((BK,), tl.float32)
     dq_n, dk_n = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)

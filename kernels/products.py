@@ -73,6 +73,8 @@ def _chunk_products(
     between. Two tokens of one row have a boundary of their own, by halving.
     """
     chunk_head, _, row, left = place(rows_ptr, 1, H)
+    if left <= 0:  # a chunk to spare
+        return
     R: tl.constexpr = C // N
     t, u, r = tl.arange(0, C), tl.arange(0, N), tl.arange(0, R)
     of = t // N

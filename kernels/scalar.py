@@ -201,6 +201,8 @@ def _chunk_outputs(
 ):  # fmt: skip
     """o_n for one chunk and BV values. y = v; REVERSE: y = do, the states are gradients, and the output is dv_n."""
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
+    if left <= 0:  # a chunk to spare
+        return
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
     A, out_n = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
     for start in range(0, K, BK):
@@ -232,6 +234,8 @@ def _chunk_gradients(
     gate and token exchanged. (Why not dg_l = Σ_{t≥l} q_t dq_t − k_t dk_t, which is shorter: see `diagonal.py`.)
     """
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    if left <= 0:  # a chunk to spare
+        return
     t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head * K * V
     dA, passed = tl.zeros((C, C), tl.float32), tl.zeros((BK,), tl.float32)
     dq_n, dk_n = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)

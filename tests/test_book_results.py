@@ -58,14 +58,14 @@ def test_results_show_every_record_with_its_origin(monkeypatch, read):
 
 
 def test_results_show_what_a_gpu_would_record(monkeypatch):
-    on_gpu = {"equivalence-gpu", "benchmark-gpu", "walk-gpu"}
+    on_gpu = {f"{name}-gpu" for name in ("equivalence", "benchmark", "races", "graph", "twins", "walk")}
     rows = benchmark.kernels((64, 128), tokens=128, heads=1, width=16, device="cpu", milliseconds=lambda run: [1.0] * 3)
     recorded, there = teaching.recorded, teaching.available() + list(on_gpu)
 
     def pretend(name):
         if name not in on_gpu:
             return recorded(name)
-        record = recorded(name.replace("-gpu", "-cpu"))
+        record = recorded(name.replace("-gpu", "-cpu").replace("races", "graph"))
         return {**record, "kernels": rows, "provenance": {**record["provenance"], "gpu": "a GPU of the future"}}
 
     monkeypatch.setattr(teaching, "recorded", pretend)

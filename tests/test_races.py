@@ -40,7 +40,8 @@ def check_row(row):
         assert rest == {"reason"}
         assert row["reason"]
     else:
-        assert {"times"} <= rest <= {"times", "against", "ratio"}
+        assert {"times"} <= rest <= {"times", "against", "ratio", "launches"}
+        assert row.get("launches", 1) > 0
         assert set(row["times"]) == TIMES
         assert len(row["times"]["seconds"]) == row["times"]["repeats"] >= 3
         if "ratio" in rest:
@@ -110,7 +111,7 @@ def test_peers_of_a_recurrence_compute_the_same(name, monkeypatch):
     """What is timed side by side has the same output, forward."""
     outputs = []
     monkeypatch.setattr(races, "directed", lambda direction, leaves, call: lambda: outputs.append(call()[0].detach()))
-    contestants = races._recurrence(name, races.REFERENCES[name], "forward", 70, torch.float32)
+    contestants = races._recurrence(name, races.REFERENCES[name], "forward", 70, torch.float32, "cpu")
     pytest.importorskip("fla", reason="flash-linear-attention is not installed (pip install -e '.[dev]')")
     without = {"compiled"} if name == "slots" or numba_is_missing() else set()
     for form, contestant in contestants.items():
@@ -169,7 +170,7 @@ def test_a_whole_run_has_what_chapters_read(tmp_path, monkeypatch, short):
     monkeypatch.setattr(profile, "tried", lambda: [{"tried": "chunks of 16 tokens", "ratio": 1.0}])
     decoded = [{"seconds_per_token": 1.0, "state_bytes": 1}] * 2
     monkeypatch.setattr(races, "decode", lambda model: decoded)
-    monkeypatch.setitem(races.PARTS, "layer", lambda T, dtype: fast_layer(T, dtype))
+    monkeypatch.setitem(races.PARTS, "layer", fast_layer)
     record = races.run(tmp_path / "benchmark.json", lengths=[24])
     assert set(record) >= FOR_CHAPTERS | {"rows"}
     assert [row["recurrence"] for row in record["chunked_against_naive"]] == list(races.REFERENCES)
@@ -180,16 +181,17 @@ def test_a_whole_run_has_what_chapters_read(tmp_path, monkeypatch, short):
     assert layer["softmax_over_liger"] == times["softmax"]["median_s"] / times["liger"]["median_s"]
 
 
-def fast_layer(T, dtype):
+def fast_layer(T, dtype, device):
     """The layer's race without FlexAttention, which is compiled for minutes where there is a compiler."""
-    for subject, direction, contestants in races.layer_races(T, dtype):
+    for subject, direction, contestants in races.layer_races(T, dtype, device):
         yield subject, direction, lambda who=contestants: {**who(), "FlexAttention, the window": "left out"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["kernels"], "times what runs on a GPU"),
+        (["kernels"], "are for a GPU, and PyTorch sees none here"),
+        (["layer", "--device", "cuda"], "PyTorch sees none here"),
         (["speed"], r"unknown parts ['speed']: allowed are 'recurrence'"),
         (["layer", "--lengths", "0"], "lengths = [0]"),
     ],

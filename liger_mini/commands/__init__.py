@@ -25,6 +25,7 @@ from liger_mini.commands import (
     recover,
     smollm2,
     teacher,
+    twins,
     walk,
 )
 
@@ -41,6 +42,7 @@ COMMANDS = {
         walk,
         needle,
         equivalence,
+        twins,
         benchmark,
         graders,
         capstone,
@@ -54,8 +56,8 @@ _Help = argparse.ArgumentDefaultsHelpFormatter
 TOLD = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError)  # about bad input, in a sentence
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status."""
+def parser() -> argparse.ArgumentParser:
+    """Of all commands."""
     parser = argparse.ArgumentParser(
         prog="liger_mini", description="Linearize a Transformer, and win its quality back."
     )
@@ -64,7 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__, formatter_class=_Help)
         module.describe(command)
         command.add_argument("--debug", action="store_true", help="show where an error was raised")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    options = parser().parse_args(arguments)
     try:
         return COMMANDS[options.command].run(options) or 0
     except TOLD as error:

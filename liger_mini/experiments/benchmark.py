@@ -36,9 +36,9 @@ def in_turns(variants: Mapping[str, Callable[[], Any]], *, repeats: int = 5) -> 
         run()
     for _ in range(repeats):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = _now()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_now() - start)
     return {
         name: {
             "median_s": statistics.median(s),
@@ -52,7 +52,7 @@ def in_turns(variants: Mapping[str, Callable[[], Any]], *, repeats: int = 5) -> 
 
 
 def random_inputs(
-    T: int, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False
+    T: int, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False, device: str = "cpu"
 ) -> tuple[torch.Tensor, ...]:
     """q, k, v and a vector log-gate with half-lives around 16 tokens, each [1, T, HEADS, WIDTH], from a seed of T's.
 
@@ -61,7 +61,7 @@ def random_inputs(
     generator = torch.Generator().manual_seed(T)
     q, k, v, logits = (torch.randn(1, T, HEADS, WIDTH, generator=generator) for _ in range(4))
     inputs = (*(x.to(dtype) for x in (q, k, v)), F.logsigmoid(logits) / 16)
-    return tuple(x.requires_grad_(requires_grad) for x in inputs)
+    return tuple(x.to(device).requires_grad_(requires_grad) for x in inputs)
 
 
 @torch.no_grad()
@@ -132,8 +132,9 @@ def liger_against_softmax(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16
 
 
 def random_ids(model: PreTrainedModel, T: int) -> torch.Tensor:
-    """[1, T] token ids, always the same."""
-    return torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
+    """[1, T] token ids, always the same, where the model is."""
+    ids = torch.randint(2, model.config.vocab_size, (1, T), generator=torch.Generator().manual_seed(0))
+    return ids.to(model.device)
 
 
 def trainer(model: PreTrainedModel, T: int, rank: int = 8) -> Callable[..., None]:
@@ -144,7 +145,7 @@ def trainer(model: PreTrainedModel, T: int, rank: int = 8) -> Callable[..., None
 
     def step(bf16: bool = False) -> None:
         adapted.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
             loss = adapted(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
 
@@ -158,23 +159,24 @@ def decode(model: PreTrainedModel, contexts: Sequence[int] = (512, 16384), token
     for context in contexts:
         ids = random_ids(model, context)
         caches[context] = DynamicCache(config=model.config)
-        model(ids.to(model.device), past_key_values=caches[context], use_cache=True, logits_to_keep=1)
+        model(ids, past_key_values=caches[context], use_cache=True, logits_to_keep=1)
     token = torch.tensor([[2]], device=model.device)
     seconds: dict[int, list[float]] = {context: [] for context in contexts}
     for _ in range(tokens):
         for context, cache in caches.items():
-            start = _now(model.device)
+            start = _now()
             model(token, past_key_values=cache, use_cache=True)
-            seconds[context].append(_now(model.device) - start)
+            seconds[context].append(_now() - start)
     return [
         {"context": c, "seconds_per_token": statistics.median(seconds[c]), "state_bytes": state_bytes(caches[c])}
         for c in contexts
     ]
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _now() -> float:
+    """The clock, once a GPU that is in use has done what it was told."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter()
 
 
@@ -199,9 +201,9 @@ def stream(model: PreTrainedModel, tokens: int = 2**20, piece: int = 4096) -> di
     kept: list[tuple[int, int]] = []
     for _ in range(tokens // piece):
         ids = torch.randint(2, model.config.vocab_size, (1, piece), generator=dice).to(model.device)
-        start = _now(model.device)
+        start = _now()
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        seconds.append((_now(model.device) - start) / piece)
+        seconds.append((_now() - start) / piece)
         kept.append((state_bytes(cache), process.memory_info().rss))
     (states, rss), (last_states, last_rss) = kept[1], kept[-1]
     part = max(1, len(seconds) // 8)
@@ -239,6 +241,7 @@ def kernels(
     width: int = 128,
     device: str = "cuda",
     milliseconds: Callable[[Callable], list[float]] | None = None,
+    once: Callable[[str, Callable[[], list[dict[str, Any]]]], list[dict[str, Any]]] = lambda name, measure: measure(),
 ) -> list[dict[str, Any]]:
     """The Triton kernels beside their peers on a GPU, bfloat16: forward, and forward with backward.
 
@@ -246,6 +249,7 @@ def kernels(
         tokens: B T; a row longer than that is alone in its batch.
         milliseconds: times a function: [median, 20th, 80th percentile]. Default: `triton.testing.do_bench`, which warms
             up, empties the L2 cache between runs and reads the GPU's own clock.
+        once: given the name of a row and what measures it, returns it in a list: where interrupted rows are kept.
     """
     if milliseconds is None:
         from triton.testing import do_bench
@@ -260,11 +264,16 @@ def kernels(
         for (recurrence, name), call in {**_kernels(*leaves), **_peers(*leaves)}.items():
             row = {"T": T, "B": shape[0], "H": heads, "K": width, "V": width, "dtype": "bfloat16"}
             row |= {"recurrence": recurrence, "implementation": name}
-            try:
-                rows.append(row | _forward_and_backward(call, leaves, milliseconds))
-            except Exception as error:  # a kernel may raise anything: that is its result
-                rows.append(row | {"reason": reason(error)})
+            measure = functools.partial(_kernel, row, call, leaves, milliseconds)
+            rows += once(f"kernels-{T}-{recurrence}-{name}", measure)
     return rows
+
+
+def _kernel(row: dict[str, Any], call: Callable, leaves: tuple, milliseconds: Callable) -> list[dict[str, Any]]:
+    try:
+        return [row | _forward_and_backward(call, leaves, milliseconds)]
+    except Exception as error:  # a kernel may raise anything: that is its result
+        return [row | {"reason": reason(error)}]
 
 
 def _kernels(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, log_gate: torch.Tensor) -> dict[tuple, Callable]:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from liger_mini import window
 from liger_mini.convert import linearize
@@ -69,6 +71,37 @@ def shares(run: Callable[[], Any], repeats: int = 3) -> dict[str, Any]:
     found[OUTSIDE] = max(0.0, whole - sum(found.values()))
     most_first = sorted(found.items(), key=lambda item: -item[1])
     return {"seconds": seconds, "shares": {name: x / sum(found.values()) for name, x in most_first}}
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that run inside the `with`, but for those that only look at memory in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def launches(run: Callable[[], Any], device: torch.device, compiled: int = 0) -> int:
+    """What a call of `run` begins: kernels on a GPU; on a CPU operators of PyTorch (the compiled loop is none of them).
+
+    Args:
+        compiled: kernels of a compiled graph, which no profiler sees on a CPU; what it calls besides is counted.
+    """
+    if device.type == "cpu" and not compiled:
+        with _Operators() as seen:
+            run()
+        return seen.count
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    ) as seen:
+        run()
+    if device.type == "cuda":
+        return sum(event.device_type == DeviceType.CUDA for event in seen.events())
+    return compiled + sum(event.name.startswith("aten::") for event in seen.events())
 
 
 def rows(T: int = 2048, training: int = 1024) -> list[dict[str, Any]]:
