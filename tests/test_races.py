@@ -238,3 +238,9 @@ def test_a_profile_without_the_real_model_says_so(monkeypatch):
     *layers, last = profile.rows(T=20)
     assert len(layers) == 3
     assert last["reason"] == "SmolLM2 was not fetched"
+
+
+def test_launches_are_operators_without_views_and_without_what_they_call():
+    x, cpu = torch.ones(4, 4), torch.device("cpu")
+    assert profile.launches(lambda: (x @ x).T.contiguous(), cpu) == 2  # the product, and a copy
+    assert profile.launches(lambda: x @ x, cpu, compiled=5) == 6  # of a compiled graph: its kernels, and what it calls

@@ -298,9 +298,14 @@ def decode_races(T: int, dtype: torch.dtype, device: str) -> Races:
 
 
 def graph_races(T: int, dtype: torch.dtype, device: str) -> Races:
-    """A token more after T, operator by operator with a cache that grows, and as one compiled graph with a static one."""
+    """A token more after T: with a cache that grows, with one that has room already, and as one compiled graph with that."""
+    makes: dict[str, Callable[..., Contestant]] = {
+        "": _writer,
+        ", static cache": functools.partial(_writer, static=True),
+        ", compiled": _graph,
+    }
     if dtype == torch.float32 or device != "cpu":  # compiling takes a minute for each model
-        yield from _of_models(DIRECTIONS[0], {"": _writer, ", compiled": _graph}, T, dtype, device)
+        yield from _of_models(DIRECTIONS[0], makes, T, dtype, device)
 
 
 def _reader(model: PreTrainedModel, T: int) -> Contestant:
@@ -313,9 +318,9 @@ def _trainer(model: PreTrainedModel, T: int) -> Contestant:
     return Contestant(trainer(model, T))
 
 
-def _writer(model: PreTrainedModel, T: int, batch: int = 1) -> Contestant:
+def _writer(model: PreTrainedModel, T: int, batch: int = 1, static: bool = False) -> Contestant:
     """Writes one token more with each call."""
-    write = _after(model, T, DynamicCache(config=model.config), model, batch)
+    write = _after(model, T, static, model, batch)
     return Contestant(write, launches=functools.partial(profile.launches, write, model.device))
 
 
@@ -332,14 +337,16 @@ def _graph(model: PreTrainedModel, T: int) -> Contestant:
         return done
 
     how: dict[str, Any] = {"backend": compiler} if model.device.type == "cpu" else {"mode": "reduce-overhead"}
-    cache = StaticCache(config=model.config, max_cache_len=T + ROOM)
-    write = _after(model, T, cache, torch.compile(model, fullgraph=True, **how))
+    write = _after(model, T, True, torch.compile(model, fullgraph=True, **how))
     return Contestant(write, launches=lambda: profile.launches(write, model.device, sum(kernels)))
 
 
 @torch.no_grad()
-def _after(model: PreTrainedModel, T: int, cache: Cache, step: Callable, batch: int = 1) -> Callable[[], Any]:
+def _after(model: PreTrainedModel, T: int, static: bool, step: Callable, batch: int = 1) -> Callable[[], Any]:
     """`step` with one token, after the model has read T; in pieces, which need less memory at once."""
+    cache: Cache = DynamicCache(config=model.config)
+    if static:
+        cache = StaticCache(config=model.config, max_cache_len=T + ROOM)
     token = torch.full((batch, 1), 2, device=model.device)
     for piece in random_ids(model, T).expand(batch, -1).split(1024, dim=1):
         model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
