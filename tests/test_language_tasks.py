@@ -1,5 +1,6 @@
 """Questions lie as far back as asked, no answer is told among the sinks, and what counts is what a model writes."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -9,7 +10,15 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 import liger_mini as lm
-from liger_mini.evaluation import TASKS, choices, multiple_choice, paired, questions, recall_by_generation
+from liger_mini.evaluation import (
+    TASKS,
+    choices,
+    multiple_choice,
+    paired,
+    questions,
+    recall_by_generation,
+    short_answers,
+)
 from liger_mini.evaluation.choices import LETTERS
 from liger_mini.evaluation.language_tasks import SINKS, begins, written
 from liger_mini.experiments import load_teacher
@@ -217,3 +226,26 @@ def test_the_likeliest_text_by_hand(teacher):
         expected.append(float(losses[0] == min(losses)))
     assert multiple_choice(model, tokenizer, asked).by_text.tolist() == expected
     assert 0 < sum(expected) < len(expected)
+
+
+def test_a_short_answer_names_the_right_option_and_no_other(teacher):
+    tokenizer = copy.deepcopy(teacher[1])
+    with pytest.raises(ValueError, match="no chat template"):
+        short_answers(None, tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'] }} {% if add_generation_prompt %}Answer:{% endif %}"
+    asked = [choice for choice in choices() if choice.options[0] in ("Paris", "Rome", "our eyes", "a dog")]
+    says = {"France": " It is paris, they say.", "Italy": " Rome or Athens", "see": " Eyes.", "barks": " A dogma"}
+
+    def say(text):
+        assert text.endswith("Answer:")
+        return next(words for key, words in says.items() if key in text)
+
+    found = short_answers(writes(tokenizer, say), tokenizer, asked)
+    assert dict(zip([choice.options[0] for choice in asked], found.right.tolist())) == {
+        "Paris": 1.0,
+        "Rome": 0.0,
+        "a dog": 0.0,
+        "our eyes": 1.0,
+    }
+    assert found.accuracy[0] == 0.5
+    assert found.wrote[1].strip() == "Rome or Athens"

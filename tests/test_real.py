@@ -105,6 +105,11 @@ def test_recall_is_counted_by_text(tmp_path, monkeypatch):
     assert table.rows == [["one", "0.50 ± 0.50"]]  # two texts, one all right and one all wrong
 
 
+def test_chat_is_a_share_with_its_error_and_the_first_answer():
+    asked = {"one": {"chat": {"right": [1, 1, 0, 0], "wrote": ["Paris.", "Rome.", "?", "?"]}}, "other": {}}
+    assert real.chat_table({"ways": asked}).rows == [["one", "0.50 ± 0.29", "Paris."]]
+
+
 def test_one_normaliser_is_one_average_over_everything():
     model, _ = load_teacher()
     window, T = 5, 23

@@ -23,7 +23,7 @@ def describe(parser: ArgumentParser) -> None:
         choices=real.MEASURES,
         default=["text"],
         help="text: loss, KL and agreement on two texts; recall: what it writes when asked; far: loss by position to 8,192; "
-        "repeats: loss of what is new in a row, and of what was there before",
+        "repeats: loss of what is new in a row, and of what was there before; chat: whether it still answers simple questions",
     )
     parser.add_argument("--rows", type=int, default=None, help="held-out rows of each text, for a first look")
     parser.add_argument("--against", default="window 64 + sink", help="the way that all are compared with")

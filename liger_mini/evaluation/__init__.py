@@ -1,6 +1,6 @@
 """Honest evaluation (chapter 09): loss, recall by distance, branch ablation, needles, lm-evaluation-harness."""
 
-from liger_mini.evaluation.choices import Choices, choices, multiple_choice
+from liger_mini.evaluation.choices import Choices, ShortAnswers, choices, multiple_choice, short_answers
 from liger_mini.evaluation.haystacks import needle
 from liger_mini.evaluation.language import (
     Agreement,
@@ -34,6 +34,7 @@ __all__ = [
     "HeldOut",
     "Recall",
     "Report",
+    "ShortAnswers",
     "agreement",
     "branch_ablation",
     "branches",
@@ -50,5 +51,6 @@ __all__ = [
     "recall_by_generation",
     "remember",
     "row_losses",
+    "short_answers",
     "text_loss",
 ]

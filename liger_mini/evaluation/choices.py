@@ -3,11 +3,13 @@
 A model that always answers "A" is right once in four rotations. So every question is asked four times, its options moved
 on by one each time, and a question counts as known only if it is answered rightly in all of them. The letter is read off
 what the model writes. Beside it stand the two scores that benchmarks usually report, which need no writing: the most
-likely of the four letters, and the most likely of the four answers themselves.
+likely of the four letters, and the most likely of the four answers themselves. And the same questions can simply be asked, in the
+model's chat template: then nothing is offered, and what it writes is read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -165,6 +167,49 @@ def multiple_choice(
         torch.tensor(likeliest).view(shape),
         torch.tensor(by_text, dtype=torch.float64),
     )
+
+
+@dataclass(frozen=True)
+class ShortAnswers:
+    """What was written to each question of `choices`, and whether it names the right option and no other: [questions] of 0 and 1."""
+
+    right: Tensor
+    wrote: list[str]
+
+    @property
+    def accuracy(self) -> tuple[float, float]:
+        """Share of right answers, and its standard error over questions."""
+        return mean(self.right)
+
+
+def short_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Choice] | None = None, tokens: int = 24
+) -> ShortAnswers:
+    """Ask each question by itself, in the chat template, and offer nothing.
+
+    Args:
+        asked: None for `choices()`. tokens: at most so many are written, greedily.
+    Raises:
+        ValueError: a tokenizer without a chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("this tokenizer has no chat template, so nothing can be asked in it; use multiple_choice")
+    asked = choices() if asked is None else asked
+    said = [[{"role": "user", "content": choice.question}] for choice in asked]
+    prompts = [
+        tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=True)["input_ids"] for one in said
+    ]
+    with evaluating(model):
+        answers = tqdm(written(model, prompts, tokens), total=len(prompts), desc="short answers", unit="question")
+        wrote = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in answers]
+    named = [[_names(text, option) for option in choice.options] for text, choice in zip(wrote, asked)]
+    right = [float(first and not any(others)) for first, *others in named]
+    return ShortAnswers(torch.tensor(right, dtype=torch.float64), wrote)
+
+
+def _names(text: str, option: str) -> bool:
+    """Whether a text has the last word of an option ("dog" of "a dog"), as a word."""
+    return re.search(rf"\b{re.escape(option.split()[-1])}\b", text, re.IGNORECASE) is not None
 
 
 def _ending(text: str, ends: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -29,8 +29,8 @@ def load_recovered(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     Args:
         name: of the embedded teacher "recall" (the best recall that was found: a delta rule), "needles" (that one, trained
             on for long rows), "additive" (the best of those that add: LightNet) or "paper" (the paper's gate and recipe);
-            "smollm2" is SmolLM2's, recovered on documentation, and "smollm2-recall" on rows that ask. ``run.json`` beside it
-            tells all.
+            "smollm2" is SmolLM2's, recovered on documentation, "smollm2-long" on ten times as much of it, and "smollm2-recall" on
+            rows that ask. ``run.json`` beside it tells all.
     Raises:
         ValueError: another name. FileNotFoundError: SmolLM2 was not fetched.
     """

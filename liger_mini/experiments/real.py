@@ -28,11 +28,13 @@ from liger_mini.corpora import Documentation, PhoneBooks, SeededRows, pydocs_row
 from liger_mini.evaluation import (
     agreement,
     branches,
+    choices,
     loss_by_position,
     loss_by_repeat,
     paired,
     remember,
     row_losses,
+    short_answers,
 )
 from liger_mini.evaluation.language import REPEATS, Remembered, mean
 from liger_mini.evaluation.language_tasks import TASKS, questions, recall_by_generation
@@ -200,8 +202,14 @@ def repeated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: 
     return {name: loss_by_repeat(model, rows, NEAR) for name, rows in texts.rows.items()}
 
 
+def chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
+    """What it writes when it is asked for 36 simple facts, with nothing offered: right (1) or not (0), and the answers."""
+    answers = short_answers(model, tokenizer)
+    return {"right": [int(x) for x in answers.right.tolist()], "wrote": answers.wrote}
+
+
 Measure = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Texts], dict[str, Any]]
-MEASURES: dict[str, Measure] = {"text": on_texts, "recall": recall, "far": far, "repeats": repeated}
+MEASURES: dict[str, Measure] = {"text": on_texts, "recall": recall, "far": far, "repeats": repeated, "chat": chat}
 READ = ("text", "repeats")  # those that read `Texts`
 
 
@@ -253,7 +261,7 @@ def run(
         ways: some of the plan's; None takes all.
         measures: what is asked of each: "text" (loss, KL and agreement on two texts), "recall" (what it writes when asked for
             something told before), "far" (loss by position to 8,192 tokens), "repeats" (loss of what is new in a row, and of
-            what was there before). More of them can be asked later: a recovery that is done is not done again.
+            what was there before), "chat" (whether it still answers 36 simple questions). More of them can be asked later: a recovery that is done is not done again.
         rows: of each text, for a first look; None: as many as the plan has.
         length: tokens per row that is measured, and at most so many in training.
         load: makes the model to linearize, anew each time, and its tokenizer.
@@ -309,7 +317,7 @@ def run(
 
 NOTICE = """\
 An adapter for SmolLM2-135M-Instruct (Hugging Face TB, Apache-2.0), made by this course; no weight of the base model is in it.
-The change of W_q, W_k and W_v is licensed as the course's code, Apache-2.0. `liger_mini.experiments.load_recovered("smollm2")`
+The change of W_q, W_k and W_v is licensed as the course's code, Apache-2.0. `liger_mini.experiments.load_recovered("{name}")`
 loads both; `run.json` tells how it was trained.
 """
 
@@ -332,7 +340,7 @@ def keep(result: dict[str, Any], name: str, output_dir: str | Path, to: str | Pa
     made = {"teacher": "smollm2", "liger": result["ways"][name]["settings"], "way": name}
     made |= {what: result[what] for what in ("plan", "recipe", "training_length", "provenance")}
     write_atomically(to / "run.json", json.dumps(made, indent=1))
-    write_atomically(to / "NOTICE.md", NOTICE)
+    write_atomically(to / "NOTICE.md", NOTICE.format(name=to.name))
 
 
 def _path(output_dir: Path, name: str, measure: str = "text") -> Path:
@@ -438,4 +446,19 @@ def repeats_table(result: dict[str, Any], text: str = "pydocs") -> Table:
     return Table.of(result["ways"].items(), columns, caption)
 
 
-TABLES = {"recall": recall_table, "far": far_table, "repeats": repeats_table}
+def chat_table(result: dict[str, Any]) -> Table:
+    """Share of simple facts that each way still tells when it is asked, and its standard error; and what it writes to the first."""
+
+    def share(way: tuple[str, dict[str, Any]]) -> str:
+        right, error = mean(torch.tensor(way[1]["chat"]["right"], dtype=torch.float64))
+        return f"{right:.2f} ± {error:.2f}"
+
+    columns: dict[str, Callable] = {"model": lambda way: way[0], "right": share}
+    columns[choices()[0].question] = lambda way: way[1]["chat"]["wrote"][0]
+    ways = {name: way for name, way in result["ways"].items() if "chat" in way}
+    return Table.of(
+        ways.items(), columns, f"{len(choices())} questions in the chat template, nothing offered, 24 tokens."
+    )
+
+
+TABLES = {"recall": recall_table, "far": far_table, "repeats": repeats_table, "chat": chat_table}
