@@ -261,7 +261,8 @@ def run(
         ways: some of the plan's; None takes all.
         measures: what is asked of each: "text" (loss, KL and agreement on two texts), "recall" (what it writes when asked for
             something told before), "far" (loss by position to 8,192 tokens), "repeats" (loss of what is new in a row, and of
-            what was there before), "chat" (whether it still answers 36 simple questions). More of them can be asked later: a recovery that is done is not done again.
+            what was there before), "chat" (whether it still answers 36 simple questions). More of them can be asked later: a
+            recovery that is done is not done again.
         rows: of each text, for a first look; None: as many as the plan has.
         length: tokens per row that is measured, and at most so many in training.
         load: makes the model to linearize, anew each time, and its tokenizer.
