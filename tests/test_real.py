@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from liger_mini import linearize
+from liger_mini.evaluation import look_back
 from liger_mini.experiments import load_teacher, real
 from liger_mini.experiments.report import real_page
 from liger_mini.recovery import Recipe
@@ -33,6 +34,14 @@ def test_a_way_without_its_recurrence_is_its_window(untrained):
     way, window = untrained["ways"]["gated_deltanet, a tenth"], untrained["ways"]["window 64 + sink"]
     torch.testing.assert_close(way["branches"]["window only"], window["pydocs"]["loss"], atol=2e-5, rtol=0)
     assert way["pydocs"]["loss"] != window["pydocs"]["loss"]
+
+
+def test_half_lives_are_told_by_the_teacher_and_kept(tmp_path):
+    name = "hedgehog_deltanet, a tenth, half-lives told"
+    told = real.run(tmp_path, plan="untrained", ways=[name], **SMALL)["ways"][name]["settings"]["temper"]
+    teacher, tokenizer = load_teacher()
+    rows = real.Documentation(tokenizer, real.TELLING_ROWS, length=SMALL["length"])
+    assert told == [list(layer) for layer in look_back(teacher, [row["input_ids"] for row in rows])]
 
 
 def test_the_report_says_where_each_way_stands(untrained):

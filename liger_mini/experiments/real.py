@@ -51,6 +51,7 @@ EVERYTHING = 8192  # a window over every row that is read here: the teacher's ow
 # tasks of recall, and how many tokens back the answer is: near, and beyond what thirty windows of 16 pass on
 ASKED = (("phone_book", 100), ("phone_book", 500), ("passkey", 100), ("passkey", 500))
 NEAR = 64
+TELLING_ROWS = 4  # from which half-lives are read off the teacher
 EDGES, FAR_ROWS = (512, 1024, 2048, 4096, 8192), 4
 
 
@@ -93,6 +94,9 @@ WAYS: dict[str, Way] = {
     ),
     "one normaliser": dataclasses.replace(window(64, structure="linear"), change=one_normaliser),
     "hedgehog_deltanet, a tenth, window 16": window(16, structure="hedgehog_deltanet", mix=(0.1, 1.0)),
+    "hedgehog_deltanet, a tenth, half-lives told": window(
+        64, structure="hedgehog_deltanet", mix=(0.1, 1.0), temper="teacher"
+    ),
     "hedgehog_deltanet, half on top": window(64, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
     "hedgehog_deltanet, half, window 16": window(16, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
     "recovered": Way(adapter="smollm2"),
@@ -128,6 +132,7 @@ PLANS = {
             "gated_deltanet, half",
             "gated_deltanet, a tenth",
             CHOSEN,
+            "hedgehog_deltanet, a tenth, half-lives told",
             "lightnet, a tenth",
             "learned features",
             "window 16 + sink",
@@ -225,8 +230,11 @@ def made(
     if way.adapter is not None:
         return *load_recovered(way.adapter), {"settings": {"adapter": way.adapter}}
     model, tokenizer = load()
-    linearize(model, **way.settings)
-    how: dict[str, Any] = {"settings": way.settings}
+    length, sample = min(plan.length, length), None
+    if way.settings.get("temper") == "teacher":
+        sample = [row["input_ids"] for row in plan.data(tokenizer, TELLING_ROWS, length=length)]
+    linearize(model, sample=sample, **way.settings)
+    how: dict[str, Any] = {"settings": {name: model.config.liger[name] for name in way.settings}}
     if way.change is not None:
         torch.manual_seed(0)
         way.change(model)
@@ -234,7 +242,7 @@ def made(
         recipe = plan.recipe
         if way.settings["window"] == EVERYTHING:  # its attention is the teacher's already: there is nothing to transfer
             recipe = dataclasses.replace(recipe, transfer_steps=0)
-        rows = plan.data(tokenizer, plan.recipe.rows, length=min(plan.length, length), seed=plan.recipe.seed)
+        rows = plan.data(tokenizer, plan.recipe.rows, length=length, seed=plan.recipe.seed)
         done = recover(
             model, rows, output_dir=output_dir, recipe=recipe, train_in_full=way.train_in_full, save_every=20
         )
