@@ -28,8 +28,8 @@ import torch
 import triton
 import triton.language as tl
 from liger_mini.kernels import diagonal, scalar
-from liger_mini.kernels.products import chunk_products
-from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, load_gates, place, precision_of, store
+from liger_mini.kernels.products import Products, chunk_products
+from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, place, precision_of, store
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -69,76 +69,93 @@ class Recurrence(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, beta, g, state)
         ctx.how = pieces, precision
         _, _, u, states, last = corrections(k, v, beta, g, state, *ctx.how)
-        return additive(g).outputs(q, k, u, g, states, *ctx.how).to(v.dtype), last
+        return Additive(q, k, g, *ctx.how).outputs(u, states).to(v.dtype), last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, dlast):
         (q, k, v, beta, g, state), how = ctx.saved_tensors, ctx.how
-        do, dlast, twin = do.contiguous().float(), dlast.contiguous(), additive(g)
-        M, (since, until), u, states, _ = corrections(k, v, beta, g, state, *how)
-        nothing = torch.zeros_like(states)
-        read = twin.outputs(q, k, do, g, nothing, *how, REVERSE=True)  # Pᵀ do
+        do, dlast = do.contiguous().float(), dlast.contiguous()
+        M, keys, u, states, _ = corrections(k, v, beta, g, state, *how)
+        read, nothing = Additive(q, k, g, *how), torch.zeros_like(states)
         delta, dstates, dstate = correct(
-            apply(M, read, how[0], REVERSE=True),
-            apply(M, until, how[0], REVERSE=True),
-            since,
-            g,
+            apply(M, read.outputs(do, nothing, REVERSE=True), how[0], REVERSE=True),  # Mᵀ Pᵀ do
+            apply(M, keys.until, how[0], REVERSE=True),
+            keys.since,
+            keys.whole,
             dlast,
             *how,
             beta,
-            q,
+            read.since(),
             do,
         )
-        dr = -beta[..., None] * delta
-        dq, dk, dg = twin.gradients(q, k, u, g, do, states, dstates, *how)
-        dk_reading, dk_written, dg_reading = twin.gradients(k, k, u, g, dr, states, nothing, *how)
+        dr, reading = -beta[..., None] * delta, Additive(k, k, g, *how, keys)
+        dq, dk, dg = read.gradients(u, do, states, dstates)
+        dk_reading, dk_written, dg_reading = reading.gradients(u, dr, states, nothing)
         own = (dr * u).sum(-1, keepdim=True) * k.float()  # a key does not read what its own token writes
         dk = dk.float() + dk_reading.float() + dk_written.float() - 2 * own
-        r = twin.outputs(k, k, u, g, states, *how) - k.float().square().sum(-1, keepdim=True) * u
+        r = reading.outputs(u, states) - k.float().square().sum(-1, keepdim=True) * u
         dbeta = (delta * (v.float() - r)).sum(-1)
         dv = (beta[..., None] * delta).to(v.dtype)
         return dq, dk.to(k.dtype), dv, dbeta, dg + dg_reading, dstate, None, None
 
 
-class additive:
-    """The recurrence that adds, for gates per head [B, T, H] or per channel [B, T, H, K]; all results float32."""
+class Additive:
+    """The recurrence that adds, for gates per head [B, T, H] or per channel [B, T, H, K]; outputs are float32.
 
-    def __init__(self, g: Tensor):
-        self.per_head = g.ndim == 3
+    Args: made: what the chunks are multiplied with, where that is known already; only gates per channel need it.
+    """
 
-    def outputs(self, q, k, y, g, states, pieces, precision, REVERSE=False) -> Tensor:
+    def __init__(self, q, k, g, pieces, precision, made: Products | None = None):
+        self.given, self.how, self.per_head = (q, k, g), (pieces, precision), g.ndim == 3
+        self.made = made if self.per_head or made else chunk_products(q, k, g, pieces, precision)
+
+    def outputs(self, y, states, REVERSE=False) -> Tensor:
         if self.per_head:
-            return scalar.chunk_outputs(q, k, y, g, states, pieces, precision, REVERSE=REVERSE)
-        return diagonal.chunk_outputs(q, k, y, g, states, pieces, precision, torch.float32, REVERSE=REVERSE)
+            q, k, g = self.given
+            return scalar.chunk_outputs(q, k, y, g, states, *self.how, REVERSE=REVERSE)
+        return diagonal.chunk_outputs(self.made, y, states, *self.how, torch.float32, REVERSE=REVERSE)
 
-    def gradients(self, *args) -> tuple[Tensor, Tensor, Tensor]:
-        return (scalar if self.per_head else diagonal).chunk_gradients(*args)
+    def gradients(self, v, do, states, dstates) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, g = self.given
+        return (scalar if self.per_head else diagonal).chunk_gradients(q, k, v, g, do, states, dstates, *self.how)
+
+    def since(self) -> Tensor:
+        """q, decayed since its chunk began."""
+        q, _, g = self.given
+        return decayed(q, g, self.how[0]).since if self.per_head else self.made.since
 
 
 def corrections(k, v, beta, g, state, pieces: Chunks, precision):
-    """(M, (k decayed since the chunk's start, k until its end), u, the states before the chunks, the last states)."""
-    M, since, until = system(k, beta, g, pieces)
+    """(M, the keys' products, u, the states before the chunks, the last states)."""
+    keys = chunk_products(k.float(), k.float(), g, pieces, "ieee") if g.ndim == 4 else decayed(k, g, pieces)
+    M = inverse(k, beta, g, keys.A, pieces)
     U = apply(M, beta[..., None] * v.float(), pieces)
-    W = apply(M, beta[..., None] * since, pieces)
-    u, states, last = correct(U, W, until, g, state, pieces, precision)
-    return M, (since, until), u, states, last
+    W = apply(M, beta[..., None] * keys.since, pieces)
+    u, states, last = correct(U, W, keys.until, keys.whole, state, pieces, precision)
+    return M, keys, u, states, last
 
 
-def system(k, beta, g, pieces: Chunks):
-    """M [NC, H, C, C], and the decayed keys, float32."""
+def decayed(x, g, pieces: Chunks) -> Products:
+    """For one gate a head what `chunk_products` makes with one a channel, but for A: from x [B, T, H, K], in float32."""
+    (H, K), NC = x.shape[2:], len(pieces.rows)
+    since, until = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
+    whole = since.new_empty(NC, H, K)
+    _decayed[(NC * H * triton.cdiv(K, BX),)](x, g, since, until, whole, pieces.rows, H, K, BX, num_warps=4)
+    return Products(None, since, until, whole)
+
+
+def inverse(k, beta, g, products, pieces: Chunks):
+    """M [NC, H, C, C], float32. products: those of keys with keys, where gates are per channel."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
-    since, until = (torch.empty_like(k, dtype=torch.float32) for _ in range(2))
     M, A = (k.new_empty(NC, H, C.value, C.value, dtype=torch.float32) for _ in range(2))
-    if g.ndim == 4:
-        A = chunk_products(k, k, g, pieces, "ieee", torch.float32)
-    _system[(NC * H,)](k, beta, g, A, since, until, pieces.rows, H, K, g.ndim == 4, BK, num_warps=8)
+    _system[(NC * H,)](k, beta, g, products, A, pieces.rows, H, K, BK, num_warps=8)
     _invert[(NC * H,)](A, M, num_warps=4)
     size = LEAF.value
     while size < C.value:
         _merge[(NC * H * C.value // (2 * size),)](A, M, size, num_warps=4)
         size *= 2
-    return M, since, until
+    return M
 
 
 def apply(M, x, pieces: Chunks, REVERSE=False):
@@ -148,14 +165,17 @@ def apply(M, x, pieces: Chunks, REVERSE=False):
     return out
 
 
-def correct(y, x, z, g, first, pieces: Chunks, precision, beta=None, q=None, do=None):
-    """u = y - x S chunk after chunk, the states before the chunks, and the last; with q, do and beta from the end."""
+def correct(y, x, z, whole, first, pieces: Chunks, precision, beta=None, q=None, do=None):
+    """u = y - x S chunk after chunk, the states before the chunks, and the last; with beta, q and do from the end.
+
+    Args: z: the keys decayed until their chunk's end; from the end, since its beginning, and q too.
+    """
     (N, H, K, V), last, u = first.shape, torch.empty_like(first), torch.empty_like(y)
     states = first.new_empty(len(pieces.rows), H, K, V)
     wide = max(16, triton.next_power_of_2(K))
     BV = 16 if INTERPRETED or wide > 128 else 32
     _correct[(N * H * triton.cdiv(V, BV),)](
-        y, x, z, g, first, u, states, last, *pieces, beta, q, do, H, K, V, g.ndim == 4, precision, wide, BV,
+        y, x, z, whole, first, u, states, last, *pieces, beta, q, do, H, K, V, precision, wide, BV,
         num_warps=4 if wide <= 64 else 8, num_stages=1,
     )  # fmt: skip
     return u, states, last
@@ -165,35 +185,38 @@ BK, BX = 32, 32  # channels, and columns, at a time
 
 
 @triton.jit
-def _system(
-    k_ptr, beta_ptr, g_ptr, A_ptr, since_ptr, until_ptr, rows_ptr, H, K: tl.constexpr, CHANNELS: tl.constexpr,
-    BK: tl.constexpr,
+def _decayed(
+    x_ptr, g_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, K: tl.constexpr, BK: tl.constexpr
 ):  # fmt: skip
-    """A of one chunk and head, strictly lower, and its keys decayed since the chunk's start and until its end.
+    """BK channels of one chunk and head, decayed since the chunk's beginning and until its end."""
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    t, channels = tl.arange(0, C), block * BK + tl.arange(0, BK)
+    g_n = scalar.load_gates(g_ptr + row, left, H)
+    x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
+    store(since_ptr + row * K, x_n * tl.exp(scalar.prefix_sum(g_n))[:, None], t, channels, left, K, H * K)
+    store(until_ptr + row * K, x_n * tl.exp(scalar.suffix_sum(g_n))[:, None], t, channels, left, K, H * K)
+    whole = tl.zeros((BK,), tl.float32) + tl.exp(tl.sum(g_n, 0))
+    tl.store(whole_ptr + chunk_head * K + channels, whole, mask=channels < K)
 
-    With a gate per channel the products of keys are in A already.
-    """
+
+@triton.jit
+def _system(
+    k_ptr, beta_ptr, g_ptr, products_ptr, A_ptr, rows_ptr, H, K: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """A of one chunk and head, strictly lower; with a gate per channel the products of keys are given."""
     chunk_head, _, row, left = place(rows_ptr, 1, H)
     t = tl.arange(0, C)
-    at = A_ptr + chunk_head * C * C + t[:, None] * C + t[None, :]
-    A = tl.load(at) if CHANNELS else tl.zeros((C, C), tl.float32)
-    if not CHANNELS:
-        g_n = scalar.load_gates(g_ptr + row, left, H)
-        since, until = tl.exp(scalar.prefix_sum(g_n))[:, None], tl.exp(scalar.suffix_sum(g_n))[:, None]
-    for start in tl.range(0, K, BK, disable_licm=True):
-        channels = start + tl.arange(0, BK)
-        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-        if CHANNELS:
-            g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
-            since, until = tl.exp(diagonal.prefix_sum(g_n)), tl.exp(diagonal.suffix_sum(g_n))
-        else:
+    at = chunk_head * C * C + t[:, None] * C + t[None, :]
+    if products_ptr is not None:
+        A = tl.load(products_ptr + at)
+    else:
+        A = tl.zeros((C, C), tl.float32)
+        for start in range(0, K, BK):
+            k_n = load(k_ptr + row * K, t, start + tl.arange(0, BK), left, K, H * K)
             A += tl.dot(k_n, tl.trans(k_n), input_precision="ieee")
-        store(since_ptr + row * K, k_n * since, t, channels, left, K, H * K)
-        store(until_ptr + row * K, k_n * until, t, channels, left, K, H * K)
-    if not CHANNELS:
-        A *= scalar.within_chunk(g_n)
+        A *= scalar.within_chunk(scalar.load_gates(g_ptr + row, left, H))
     A *= scalar.load_gates(beta_ptr + row, left, H)[:, None]  # β, and 0 after the document
-    tl.store(at, tl.where(t[:, None] > t[None, :], A, 0.0))
+    tl.store(A_ptr + at, tl.where(t[:, None] > t[None, :], A, 0.0))
 
 
 @triton.jit
@@ -240,14 +263,13 @@ def _apply(M_ptr, x_ptr, out_ptr, rows_ptr, H, X: tl.constexpr, REVERSE: tl.cons
 
 @triton.jit
 def _correct(
-    y_ptr, x_ptr, z_ptr, g_ptr, first_ptr, u_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, beta_ptr, q_ptr,
-    do_ptr, H, K: tl.constexpr, V: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr,
+    y_ptr, x_ptr, z_ptr, whole_ptr, first_ptr, u_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, beta_ptr,
+    q_ptr, do_ptr, H, K: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """One document, head and BV values: u_n = y_n - x_n S_n, S_n+1 = exp(Σ g_n) S_n + z_nᵀ u_n.
 
-    With q it is the way back: from the end, u_n is δ_n = y_n + x_n dS_n, z_n the keys decayed since the chunk's start,
-    and dS_n-1 = exp(Σ g_n) dS_n + (q_n · exp prefix_sum)ᵀ do_n - z_nᵀ (β δ_n).
+    With q it is the way back: from the end, u_n is δ_n = y_n + x_n dS_n, q_n and z_n are queries and keys decayed since
+    the chunk's start, and dS_n-1 = exp(Σ g_n) dS_n + q_nᵀ do_n - z_nᵀ (β δ_n).
     """
     REVERSE: tl.constexpr = q_ptr is not None
     blocks = tl.cdiv(V, BV)
@@ -260,23 +282,16 @@ def _correct(
     S = load(first_ptr + document_head * K * V, channels, values, K, V, V)
     for step in range(end - begin):
         n = end - begin - 1 - step if REVERSE else step
-        store(states_ptr + ((begin + n) * H + h) * K * V, S, channels, values, K, V, V)
-        row, left = (start + n * C) * H + h, length - n * C
+        chunk_head, row, left = (begin + n) * H + h, (start + n * C) * H + h, length - n * C
+        store(states_ptr + chunk_head * K * V, S, channels, values, K, V, V)
         x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
         u_n = load(y_ptr + row * V, t, values, left, V, H * V)
         xS = tl.dot(x_n, S, input_precision=PRECISION)
         u_n = u_n + xS if REVERSE else u_n - xS
         store(u_ptr + row * V, u_n, t, values, left, V, H * V)
-        if CHANNELS:
-            g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
-            decay = tl.exp(tl.sum(g_n, 0))[:, None]
-        else:
-            g_h = scalar.load_gates(g_ptr + row, left, H)
-            decay = tl.exp(tl.sum(g_h, 0))
-        S = decay * S
+        S *= tl.load(whole_ptr + chunk_head * K + channels, mask=channels < K, other=0.0)[:, None]
         if REVERSE:
             q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-            q_n *= tl.exp(diagonal.prefix_sum(g_n)) if CHANNELS else tl.exp(scalar.prefix_sum(g_h))[:, None]
             do_n = load(do_ptr + row * V, t, values, left, V, H * V)
             S += tl.dot(tl.trans(q_n), do_n, input_precision=PRECISION)
             u_n *= -scalar.load_gates(beta_ptr + row, left, H)[:, None]

@@ -5,23 +5,24 @@
 
 In chunks of C tokens, with G_ij = Σ_{j<l≤i} log α_l and S_n the state before chunk n, like PyTorch's `chunked`,
 
-    S_n+1 = exp(Σ g_n) S_n + (k_n · exp suffix_sum)ᵀ v_n        `_chunk_states`     chunk after chunk
-    A_ij  = Σ_K q_i · exp G_ij · k_j  for j ≤ i                 `_chunk_products`   all chunks at once
-    o_n   = (q_n · exp prefix_sum) S_n + A v_n                  `_chunk_outputs`    all chunks at once
+    A_ij  = Σ_K q_i · exp G_ij · k_j  for j ≤ i                 `_chunk_products`   all chunks at once, as are
+    q'_n, k'_n = q_n · exp prefix_sum, k_n · exp suffix_sum     `_chunk_products`   exp(Σ g_n): see `products.py`
+    S_n+1 = exp(Σ g_n) S_n + k'_nᵀ v_n                          `_chunk_states`     chunk after chunk
+    o_n   = q'_n S_n + A v_n                                    `_chunk_outputs`    all chunks at once
 
 and backward, with dS_n the gradient of the state after chunk n and D_ij = do_i · v_j,
 
-    dS_n-1 = exp(Σ g_n) dS_n + (q_n · exp prefix_sum)ᵀ do_n     `_chunk_states` from the end to the start
-    dv_n   = (k_n · exp suffix_sum) dS_n + Aᵀ do_n              `_chunk_outputs` with Aᵀ
+    dS_n-1 = exp(Σ g_n) dS_n + q'_nᵀ do_n                       `_chunk_states` from the end to the start
+    dv_n   = k'_n dS_n + Aᵀ do_n                                `_chunk_outputs` with Aᵀ
     dq_n, dk_n, dg_n from S_n, dS_n and D                       `_chunk_gradients`  all chunks at once
 
 A pack of documents is cut into chunks document by document (`tiles.chunks`), each with an initial and a last state of
 its own. The functions `chunk_…` launch one kernel each; `slots.py` puts them together in another order.
 
 Time: O(T (C K log C + K V)), in T/C sequential steps for the longest document; backward about three times that, in
-twice the steps. Memory beyond inputs and outputs: forward T/C states S_n of K x V and triangles A of C x C a head, bfloat16
-for bfloat16 inputs and else float32, and a float32 state a document; backward those again and as many dS_n. Stored from forward to backward: the inputs q, k, v, log_gate and
-the initial state, nothing else.
+twice the steps. Memory beyond inputs and outputs: forward T/C states S_n of K x V and triangles A of C x C a head, q' and k',
+bfloat16 for bfloat16 inputs and else float32, and a float32 state a document; backward those again and as many dS_n. Stored
+from forward to backward: the inputs q, k, v, log_gate and the initial state, nothing else.
 
 Where `chunked` multiplies gates, the kernels add log-gates. Every exponent is a sum that starts at the token which
 uses it: it is ≤ 0, and a strong gate nearby costs the weak ones no precision; so too in `_chunk_gradients`.
@@ -32,7 +33,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from liger_mini.kernels.products import chunk_products, halves
+from liger_mini.kernels.products import Products, chunk_products, halves
 from liger_mini.kernels.tiles import (
     INTERPRETED,
     LEVELS,
@@ -42,9 +43,11 @@ from liger_mini.kernels.tiles import (
     chunks,
     kept_as,
     load,
+    load_as_kept,
     load_gates,
     place,
     precision_of,
+    product,
     store,
     sum_over,
 )
@@ -77,37 +80,39 @@ class Recurrence(torch.autograd.Function):
         q, k, v, g, state = (x.contiguous() for x in (q, k, v, log_gate, state))
         ctx.save_for_backward(q, k, v, g, state)
         ctx.pieces, ctx.precision = pieces, precision
-        states, last = chunk_states(k, v, g, state, pieces, precision)
-        return chunk_outputs(q, k, v, g, states, pieces, precision, v.dtype), last
+        made = chunk_products(q, k, g, pieces, precision)
+        states, last = chunk_states(made, v, state, pieces, precision)
+        return chunk_outputs(made, v, states, pieces, precision, v.dtype), last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, dlast):
         (q, k, v, g, state), how = ctx.saved_tensors, (ctx.pieces, ctx.precision)
         do, dlast = do.contiguous(), dlast.contiguous()
-        states, _ = chunk_states(k, v, g, state, *how)
-        dstates, dstate = chunk_states(q, do, g, dlast, *how, REVERSE=True)
-        dv = chunk_outputs(q, k, do, g, dstates, *how, v.dtype, REVERSE=True)
+        made = chunk_products(q, k, g, *how)
+        states, _ = chunk_states(made, v, state, *how)
+        dstates, dstate = chunk_states(made, do, dlast, *how, REVERSE=True)
+        dv = chunk_outputs(made, do, dstates, *how, v.dtype, REVERSE=True)
         dq, dk, dg = chunk_gradients(q, k, v, g, do, states, dstates, *how)
         return dq, dk, dv, dg, dstate, None, None
 
 
-def chunk_states(x, y, g, first, pieces: Chunks, precision, REVERSE=False):
-    """The state before each chunk, [NC, H, K, V], and after each document; REVERSE: from the end to the start."""
+def chunk_states(made: Products, y, first, pieces: Chunks, precision, REVERSE=False):
+    """The state before each chunk, [NC, H, K, V], and after each document, from y = v; REVERSE: y = do, from the end."""
     (N, H, K, V), last = first.shape, torch.empty_like(first)
+    x = made.since if REVERSE else made.until
     states = first.new_empty(len(pieces.rows), H, K, V, dtype=kept_as(x, y))
     _chunk_states[lambda meta: (N * H * triton.cdiv(K, meta["BK"]) * triton.cdiv(V, meta["BV"]),)](
-        x, y, g, first, states, last, *pieces, H, K, V, REVERSE, precision
+        x, y, made.whole, first, states, last, *pieces, H, K, V, REVERSE, precision
     )
     return states, last
 
 
-def chunk_outputs(q, k, y, g, states, pieces: Chunks, precision, dtype, REVERSE=False):
+def chunk_outputs(made: Products, y, states, pieces: Chunks, precision, dtype, REVERSE=False):
     """o from y = v and the states; REVERSE: dv from y = do and the gradients of the states."""
     (NC, H, K, V), out = states.shape, torch.empty_like(y, dtype=dtype)
-    A = chunk_products(q, k, g, pieces, precision, kept_as(q, k))
     _chunk_outputs[lambda meta: (NC * H * triton.cdiv(V, meta["BV"]),)](
-        k if REVERSE else q, y, g, states, A, out, pieces.rows, H, K, V, REVERSE, precision
+        made.until if REVERSE else made.since, y, states, made.A, out, pieces.rows, H, K, V, REVERSE, precision
     )
     return out
 
@@ -149,10 +154,10 @@ tuned = triton.autotune(CONFIGS, ["K", "V", "PRECISION"], cache_results=True)  #
 @tuned
 @triton.jit
 def _chunk_states(
-    x_ptr, y_ptr, g_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, K: tl.constexpr,
+    x_ptr, y_ptr, whole_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, K: tl.constexpr,
     V: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """S_n for one document, head and BK x BV block of the state. x, y = k, v; REVERSE: q, do, and S is a gradient."""
+    """S_n for one document, head and BK x BV block of the state. x, y = k', v; REVERSE: q', do, and S is a gradient."""
     blocks_v = tl.cdiv(V, BV)
     blocks = tl.cdiv(K, BK) * blocks_v
     document_head, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -165,38 +170,35 @@ def _chunk_states(
     S = load(first_ptr + document_head * K * V, channels, values, K, V, V)
     for step in range(end - begin):
         n = end - begin - 1 - step if REVERSE else step
-        store(states_ptr + ((begin + n) * H + h) * K * V, S, channels, values, K, V, V)
-        row, left = (start + n * C) * H + h, length - n * C
-        x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-        y_n = load(y_ptr + row * V, t, values, left, V, H * V)
-        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
-        x_n *= tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))
-        S = tl.exp(tl.sum(g_n, 0))[:, None] * S + tl.dot(tl.trans(x_n), y_n, input_precision=PRECISION)
+        chunk_head, row, left = (begin + n) * H + h, (start + n * C) * H + h, length - n * C
+        store(states_ptr + chunk_head * K * V, S, channels, values, K, V, V)
+        x_n = load_as_kept(x_ptr + row * K, t, channels, left, K, H * K)
+        y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
+        whole = tl.load(whole_ptr + chunk_head * K + channels, mask=channels < K, other=0.0)
+        S = whole[:, None] * S + product(tl.trans(x_n), y_n, PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
 @tuned
 @triton.jit
 def _chunk_outputs(
-    x_ptr, y_ptr, g_ptr, states_ptr, A_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr,
-    REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    x_ptr, y_ptr, states_ptr, A_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """o_n for one chunk and BV values. x, y = q, v; REVERSE: k, do, the states are gradients, and the output is dv_n."""
+    """o_n for one chunk and BV values. x, y = q', v; REVERSE: k', do, the states are gradients, and the output is dv_n."""
     chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
     if left <= 0:  # a chunk to spare
         return
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
     out_n = tl.zeros((C, BV), tl.float32)
-    for start in tl.range(0, K, BK, disable_licm=True):
+    for start in range(0, K, BK):
         channels = start + tl.arange(0, BK)
-        x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
-        S_n = load(states_ptr + chunk_head * K * V, channels, values, K, V, V)
-        x_n *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))
-        out_n += tl.dot(x_n, S_n, input_precision=PRECISION)
-    y_n = load(y_ptr + row * V, t, values, left, V, H * V)
-    A = load(A_ptr + chunk_head * C * C, t, t, C, C, C)
-    out_n += tl.dot(tl.trans(A) if REVERSE else A, y_n, input_precision=PRECISION)
+        x_n = load_as_kept(x_ptr + row * K, t, channels, left, K, H * K)
+        S_n = load_as_kept(states_ptr + chunk_head * K * V, channels, values, K, V, V)
+        out_n += product(x_n, S_n, PRECISION)
+    y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
+    A = load_as_kept(A_ptr + chunk_head * C * C, t, t, C, C, C)
+    out_n += product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
     store(out_ptr + row * V, out_n, t, values, left, V, H * V)
 
 

@@ -1,31 +1,52 @@
-"""What each token of a chunk reads of the others, with a gate per channel: the triangle that `diagonal` and `delta` need.
+"""All that `diagonal` and `delta` need of queries, keys and their gates per channel: made once, all chunks at once.
 
-    A_ij = Σ_K q_i · exp G_ij · k_j  for j ≤ i,  G_ij = Σ_{j<l≤i} log α_l
+    A_ij = Σ_K q_i · exp G_ij · k_j  for j ≤ i,  G_ij = Σ_{j<l≤i} log α_l      what each token reads of the others
+    q_i · exp prefix_sum,  k_j · exp suffix_sum,  exp Σ g                      what it reads of the state, adds to it, keeps of it
 
 The decay differs from channel to channel and stays inside the sum, and every exponent has to be ≤ 0. So two tokens need a
 boundary between them, from which both sums of log-gates start. The chunk is cut into rows of N tokens: tokens of different rows
 share boundaries, and within a row there is halving.
 
-Time a chunk: O(C² K R) for the R = C / N rows, O(C N K log N) within them. Memory: C² numbers a chunk and head.
+Time a chunk: O(C² K R) for the R = C / N rows, O(C N K log N) within them. Memory: C² + 2 C K + K numbers a chunk and head.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
-from liger_mini.kernels.tiles import C, Chunks, load, load_gates, place, sum_over
+from liger_mini.kernels.tiles import C, Chunks, kept_as, load, load_gates, place, store, sum_over
 from torch import Tensor
 
 N, LEVELS_IN_ROW = tl.constexpr(16), tl.constexpr(4)  # tokens of a row: the least a tensor core multiplies; and log₂
 
 
-def chunk_products(q: Tensor, k: Tensor, g: Tensor, pieces: Chunks, precision: str, dtype: torch.dtype) -> Tensor:
-    """A_n, [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere."""
+class Products(NamedTuple):
+    """What the chunks are multiplied with; bfloat16 where what it is made of is, else float32.
+
+    A [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere.
+    since, until [B, T, H, K]: q decayed since its chunk began, and k until its chunk ends.
+    whole [NC, H, K], float32: what a state keeps over a chunk.
+    """
+
+    A: Tensor | None
+    since: Tensor | None
+    until: Tensor
+    whole: Tensor
+
+
+def chunk_products(q: Tensor | None, k: Tensor, g: Tensor, pieces: Chunks, precision: str) -> Products:
+    """`Products` of float32 or bfloat16 queries, keys and log-gates [B, T, H, K]. Without queries, what is made of keys."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
-    A = k.new_zeros(NC, H, C.value, C.value, dtype=dtype)
-    _chunk_products[(NC * H,)](q, k, g, A, pieces.rows, H, K, precision, BK=32, num_warps=8)
-    return A
+    A, since = None, None
+    if q is not None:
+        A = k.new_zeros(NC, H, C.value, C.value, dtype=kept_as(q, k))
+        since = torch.empty_like(q, dtype=kept_as(q))
+    until, whole = torch.empty_like(k, dtype=kept_as(k)), k.new_empty(NC, H, K, dtype=torch.float32)
+    _chunk_products[(NC * H,)](q, k, g, A, since, until, whole, pieces.rows, H, K, precision, BK=32, num_warps=8)
+    return Products(A, since, until, whole)
 
 
 @triton.jit
@@ -65,13 +86,15 @@ def by_halving(q_r, k_r, g_r, PRECISION: tl.constexpr):
 
 @triton.jit
 def _chunk_products(
-    q_ptr, k_ptr, g_ptr, A_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr
+    q_ptr, k_ptr, g_ptr, A_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr,
 ):  # fmt: skip
-    """A_n, once for all values; what is above its diagonal is 0 already. The chunk is cut into R rows of N tokens.
+    """A_n and the decays, once for all values. The chunk is cut into R rows of N tokens; without q_ptr there is no A_n.
 
     Two tokens of different rows: q has decayed since its row began, and k until its own row's end and through the rows
-    between. Two tokens of one row have a boundary of their own, by halving.
+    between. Two tokens of one row have a boundary of their own, by halving. What is above A's diagonal is 0 already.
     """
+    PAIRS: tl.constexpr = q_ptr is not None
     chunk_head, _, row, left = place(rows_ptr, 1, H)
     if left <= 0:  # a chunk to spare
         return
@@ -81,22 +104,33 @@ def _chunk_products(
     apart, among = tl.zeros((C, C), tl.float32), tl.zeros((R, N, N), tl.float32)
     for start in tl.range(0, K, BK, disable_licm=True):
         channels = start + tl.arange(0, BK)
-        q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
         k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
+        q_n = load(q_ptr + row * K, t, channels, left, K, H * K) if PAIRS else k_n
         g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
         g_r = tl.reshape(g_n, (R, N, BK))
-        since = sum_over(tl.broadcast_to((u[None, :] <= u[:, None])[None], (R, N, N)), g_r)
         until = sum_over(tl.broadcast_to((u[None, :] > u[:, None])[None], (R, N, N)), g_r)
-        x_n = q_n * tl.exp(tl.reshape(since, (C, BK)))
         until_n = tl.reshape(until, (C, BK))
+        if PAIRS:
+            since = sum_over(tl.broadcast_to((u[None, :] <= u[:, None])[None], (R, N, N)), g_r)
+            since_n = tl.reshape(since, (C, BK))
+            x_n = q_n * tl.exp(since_n)
+            through = tl.sum(tl.where(of[:, None] == 0, g_n, 0.0), 0)
+            since_n += tl.where(of[:, None] > 0, through[None, :], 0.0)
         for later in tl.range(1, R, disable_licm=True):  # the row of q
-            pairs = tl.dot(x_n, tl.trans(k_n * tl.exp(until_n)), input_precision=PRECISION)
-            apart += tl.where((of[:, None] == later) & (of[None, :] < later), pairs, 0.0)
             through = tl.sum(tl.where(of[:, None] == later, g_n, 0.0), 0)  # what passes that row
+            if PAIRS:
+                pairs = tl.dot(x_n, tl.trans(k_n * tl.exp(until_n)), input_precision=PRECISION)
+                apart += tl.where((of[:, None] == later) & (of[None, :] < later), pairs, 0.0)
+                since_n += tl.where(of[:, None] > later, through[None, :], 0.0)
             until_n += tl.where(of[:, None] < later, through[None, :], 0.0)
-        among += by_halving(tl.reshape(q_n, (R, N, BK)), tl.reshape(k_n, (R, N, BK)), g_r, PRECISION)
-    A_ptr += chunk_head * C * C
-    kind = A_ptr.dtype.element_ty
-    tl.store(A_ptr + t[:, None] * C + t[None, :], apart.to(kind), mask=of[None, :] < of[:, None])
-    own = r[:, None, None] * N * (C + 1) + u[None, :, None] * C + u[None, None, :]
-    tl.store(A_ptr + own, among.to(kind))
+        store(until_ptr + row * K, k_n * tl.exp(until_n), t, channels, left, K, H * K)
+        tl.store(whole_ptr + chunk_head * K + channels, tl.exp(tl.sum(g_n, 0)), mask=channels < K)
+        if PAIRS:
+            store(since_ptr + row * K, q_n * tl.exp(since_n), t, channels, left, K, H * K)
+            among += by_halving(tl.reshape(q_n, (R, N, BK)), tl.reshape(k_n, (R, N, BK)), g_r, PRECISION)
+    if PAIRS:
+        A_ptr += chunk_head * C * C
+        kind = A_ptr.dtype.element_ty
+        tl.store(A_ptr + t[:, None] * C + t[None, :], apart.to(kind), mask=of[None, :] < of[:, None])
+        own = r[:, None, None] * N * (C + 1) + u[None, :, None] * C + u[None, None, :]
+        tl.store(A_ptr + own, among.to(kind))

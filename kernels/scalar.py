@@ -36,12 +36,16 @@ from liger_mini.kernels.tiles import (
     WIDEST,
     C,
     Chunks,
+    beside,
     check,
     chunks,
     kept_as,
     load,
+    load_as_kept,
+    load_beside,
     place,
     precision_of,
+    product,
     store,
 )
 from torch import Tensor
@@ -186,10 +190,10 @@ def _chunk_states(
         store(states_ptr + ((begin + n) * H + h) * K * V, S, channels, values, K, V, V)
         row, left = (start + n * C) * H + h, length - n * C
         x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-        y_n = load(y_ptr + row * V, t, values, left, V, H * V)
+        y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
         g_n = load_gates(g_ptr + row, left, H)
         x_n *= tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))[:, None]
-        S = tl.exp(tl.sum(g_n, 0)) * S + tl.dot(tl.trans(x_n), y_n, input_precision=PRECISION)
+        S = tl.exp(tl.sum(g_n, 0)) * S + product(tl.trans(beside(x_n, y_n, PRECISION)), y_n, PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
@@ -207,16 +211,16 @@ def _chunk_outputs(
     A, out_n = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
     for start in range(0, K, BK):
         channels = start + tl.arange(0, BK)
-        q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-        S_n = load(states_ptr + chunk_head * K * V, channels, values, K, V, V)
-        out_n += tl.dot(k_n if REVERSE else q_n, S_n, input_precision=PRECISION)
-        A += tl.dot(q_n, tl.trans(k_n), input_precision=PRECISION)
-    y_n = load(y_ptr + row * V, t, values, left, V, H * V)
+        q_n = load_beside(q_ptr + row * K, states_ptr, t, channels, left, K, H * K)
+        k_n = load_beside(k_ptr + row * K, states_ptr, t, channels, left, K, H * K)
+        S_n = load_as_kept(states_ptr + chunk_head * K * V, channels, values, K, V, V)
+        out_n += product(k_n if REVERSE else q_n, S_n, PRECISION)
+        A += product(q_n, tl.trans(k_n), PRECISION)
+    y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
     g_n = load_gates(g_ptr + row, left, H)
-    A *= within_chunk(g_n)
+    A = beside(A * within_chunk(g_n), y_n, PRECISION)
     out_n *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))[:, None]
-    out_n += tl.dot(tl.trans(A) if REVERSE else A, y_n, input_precision=PRECISION)
+    out_n += product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
     store(out_ptr + row * V, out_n, t, values, left, V, H * V)
 
 

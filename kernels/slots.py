@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import torch
 from liger_mini.kernels import diagonal
+from liger_mini.kernels.products import chunk_products
 from liger_mini.kernels.tiles import check, chunks, precision_of
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -70,7 +71,8 @@ class _Scores(torch.autograd.Function):
         q, k, write, g, state = (x.contiguous() for x in (q, k, write, log_gate, state))
         ctx.save_for_backward(q, k, write, g, state)
         ctx.pieces, ctx.precision = pieces, precision
-        states, last = diagonal.chunk_states(write, k, g, state, pieces, precision)  # S
+        made = chunk_products(None, write, g, pieces, precision)
+        states, last = diagonal.chunk_states(made, k, state, pieces, precision)  # S
         s, _, _ = diagonal.chunk_gradients(None, write, k, g, q, states, None, pieces, precision)  # dq
         return s, last
 
@@ -79,9 +81,10 @@ class _Scores(torch.autograd.Function):
     def backward(ctx, ds, dlast):
         (q, k, write, g, state), how = ctx.saved_tensors, (ctx.pieces, ctx.precision)
         ds, dlast = ds.contiguous(), dlast.contiguous()
-        states, _ = diagonal.chunk_states(write, k, g, state, *how)  # S
-        dstates, dstate = diagonal.chunk_states(ds, q, g, dlast, *how, REVERSE=True)  # dS
-        dq = diagonal.chunk_outputs(ds, write, k, g, states, *how, q.dtype)  # o
-        dk = diagonal.chunk_outputs(ds, write, q, g, dstates, *how, k.dtype, REVERSE=True)  # dv
+        made = chunk_products(ds, write, g, *how)
+        states, _ = diagonal.chunk_states(made, k, state, *how)  # S
+        dstates, dstate = diagonal.chunk_states(made, q, dlast, *how, REVERSE=True)  # dS
+        dq = diagonal.chunk_outputs(made, k, states, *how, q.dtype)  # o
+        dk = diagonal.chunk_outputs(made, q, dstates, *how, k.dtype, REVERSE=True)  # dv
         _, dwrite, dg = diagonal.chunk_gradients(ds, write, k, g, q, states, dstates, *how)  # dk, dg
         return dq, dk, dwrite, dg, dstate, None, None

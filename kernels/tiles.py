@@ -102,10 +102,41 @@ def place(rows_ptr, blocks, H):
 
 
 @triton.jit
-def load(ptr, rows, columns, n_rows, n_columns, stride):
-    """A float32 tile, 0 outside the tensor: a padded token reads nothing, writes nothing, forgets nothing."""
+def load_as_kept(ptr, rows, columns, n_rows, n_columns, stride):
+    """A tile of its own dtype, 0 outside the tensor: a padded token reads nothing, writes nothing, forgets nothing."""
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    return tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def load(ptr, rows, columns, n_rows, n_columns, stride):
+    """`load_as_kept` in float32."""
+    return load_as_kept(ptr, rows, columns, n_rows, n_columns, stride).to(tl.float32)
+
+
+@triton.jit
+def load_beside(ptr, other_ptr, rows, columns, n_rows, n_columns, stride):
+    """`load_as_kept` where `other_ptr` has the same dtype, else in float32.
+
+    A tile that is multiplied twice, once as it lies and once converted, has one place in shared memory on Hopper, which the
+    compiler (triton 3.7.1) lets the next tile overwrite while the first product still reads it.
+    """
+    x = load_as_kept(ptr, rows, columns, n_rows, n_columns, stride)
+    return x if ptr.dtype.element_ty == other_ptr.dtype.element_ty else x.to(tl.float32)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a b, summed in float32. Two tiles in bfloat16 are multiplied as they lie; of others PRECISION says how they are read."""
+    if a.dtype != PART or b.dtype != PART:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def beside(x, y, PRECISION: tl.constexpr):
+    """A float32 tile x that is to be multiplied with y: rounded to bfloat16 where all inputs are."""
+    return x.to(tl.bfloat16) if y.dtype == tl.bfloat16 and PRECISION == "tf32" else x
 
 
 @triton.jit

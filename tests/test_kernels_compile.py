@@ -9,6 +9,8 @@ in `wrappers`, whatever its signature.
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
 import math
 import os
 import re
@@ -31,6 +33,7 @@ def wrappers(x):
     q, k, v, state = x(B, T, H, K), x(B, T, H, K), x(B, T, H, V), x(B, H, K, V, dtype=float32)
     yield diagonal.triton_recurrence(q, k, v, x(B, T, H, K, dtype=float32), state)
     yield scalar.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), state)
+    yield scalar.triton_recurrence(x(B, T, H, K, dtype=float32), k, v, x(B, T, H, dtype=float32), state)  # mixed
     yield slots.triton_recurrence(q, k, v, x(B, T, H, M), x(B, T, H, M, dtype=float32), state, state)
     for gate in ((B, T, H), (B, T, H, K)):
         yield delta.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), x(*gate, dtype=float32), state)
@@ -64,13 +67,40 @@ def resources(kernel) -> tuple[float, int, int]:
     return kernel.metadata.shared / 1024, int(registers), int(spilled)
 
 
-def products_left_behind(kernel) -> list[int]:
-    """How many asynchronous products are still running after each wait for some, in the code for a GPU from Hopper on.
+def tiles_in_danger(kernel) -> list[str]:
+    """Tiles that an asynchronous product may still read when others are copied over them; for GPUs from Hopper on.
 
-    A tile that feeds such a product and an ordinary reduction too lies in one place in shared memory. If nobody waits for the
-    product, the copy of the next tile overwrites what it reads, and gradients are silently wrong now and then.
+    A wait lets the last few products of a loop go on ("pendings"). Meanwhile the tiles of a later turn arrive, in slots of their
+    own: two slots are enough for the products of one turn. A tile that feeds an ordinary reduction too has one slot, and none
+    of its products may still be running; gradients were silently wrong now and then.
     """
-    return [int(n) for n in re.findall(r"warp_group_dot_wait.*?pendings = (\d+)", kernel.asm["ttgir"])]
+    lines = kernel.asm["ttgir"].splitlines()
+    made = {found[1]: found[2] for line in lines if (found := re.match(r" *(%\w+)(?::\d+)? = (.*)", line))}
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+
+    def slots(tile: str) -> int:
+        how, source = re.match(r"\w+\.(\w+)(?: (%\w+))?", made[tile]).groups()
+        if how == "local_alloc":
+            return 1
+        if how == "memdesc_index":
+            return int(re.search(r"memdesc<(\d+)x", made[source]).group(1))
+        return slots(source)  # the same tile, turned
+
+    products, running = collections.defaultdict(list), collections.Counter()
+    for number, line in enumerate(lines):
+        loop = next((i for i in range(number - 1, -1, -1) if indents[i] < indents[number]), -1)
+        if operands := re.search(r"warp_group_dot (%\w+), (%\w+), .*isAsync = true", line):
+            products[loop].append(
+                [tile for tile in operands.groups() if "memdesc" in made[tile]]
+            )  # others are registers
+        elif pendings := re.search(r"warp_group_dot_wait.*pendings = (\d+)", line):
+            running[loop] = max(running[loop], int(pendings[1]))
+    return [
+        tile
+        for loop, tiles in products.items()
+        for tile in itertools.chain(*tiles)
+        if (slots(tile) - 1) * len(tiles) < running[loop]
+    ]
 
 
 def compile_all(cases: list[tuple[int, torch.dtype]], largest: bool):
@@ -96,7 +126,8 @@ def compile_all(cases: list[tuple[int, torch.dtype]], largest: bool):
             flush=True,
         )
         assert shared <= KIB[architecture], f"more than the {KIB[architecture]} KiB of shared memory there are"
-        assert not any(products_left_behind(kernel)), "a product is not waited for before its tiles are used again"
+        danger = tiles_in_danger(kernel)
+        assert not danger, f"{danger}: a product is not waited for before its tiles are used again"
 
     def tune(self, *args, **options):
         self.nargs = dict(zip(self.arg_names, args))

@@ -96,7 +96,7 @@ GPUS = {  # NVIDIA's data sheets, dense: FLOP/s of products in each format, byte
 FORMATS = ("bfloat16", "tf32", "float32")
 
 
-FORMS = {"softmax": "bfloat16", "gate per head": "tf32", "gate per channel": "tf32"}  # and how each multiplies
+FORMS = ("softmax", "gate per head", "gate per channel")
 
 
 WIDTH, KERNEL_CHUNK, ROW = 128, 64, 16  # K = V of the estimates; C of the kernels, and tokens in a row of it
@@ -150,10 +150,11 @@ def kernel_cost(
     softmax           T (K + V), half of all pairs;              q, k, v, o once each
     gate per head     4 K V + 2 C (K + V);                       q, o once, k, v and the gate twice; a state per chunk, written
     gate per channel  4 K V + 2 C V + 2 C K (R - 1) + 2 N K L    and read, and the first and last one
-                      + 6 K (2 C + 2 N + N L) for sums of gates
+                      + 6 K (2 N + N L) for sums of gates
 
-    With a gate per channel a kernel of its own makes the products q k, in R = C / N rows of N = 16 tokens (L = log₂ N). It reads
-    q, k and gates once more, and hands on (C + N) / 2 products a token, of which C are read.
+    With a gate per channel a kernel of its own makes the products q k, in R = C / N rows of N = 16 tokens (L = log₂ N). It alone
+    reads q, k and the gates. It hands on both, decayed, what a state keeps over a chunk, and (C + N) / 2 products a token, of
+    which C are read.
 
     Every tile counts once: blocks that read it again are taken to find it in the L2 cache.
 
@@ -174,8 +175,8 @@ def kernel_cost(
         return float(products), moved + 8
     N = min(ROW, chunk)
     products += 2 * chunk * width * (chunk // N - 2) + 2 * N * width * _levels(N)
-    moved += number * (width + (chunk + N) / 2 + chunk) + 4 * 3 * width
-    return float(products + _sums(form, width, chunk)), moved
+    moved += number * (3 * width + (chunk + N) / 2 + chunk) + 4 * width * (1 + 2 / chunk)
+    return float(products + 6 * width * (2 * N + N * _levels(N))), moved
 
 
 def estimated_seconds(
@@ -183,24 +184,19 @@ def estimated_seconds(
 ) -> tuple[float, float]:
     """A token and head at the peaks: (arithmetic, memory); a kernel takes at least the larger of the two.
 
-    Softmax multiplies in bfloat16, a recurrence in tf32, and sums of log-gates are bfloat16 again.
+    All products are of bfloat16, but for the triangle that a gate per channel needs: its tiles are computed, and read as tf32.
     """
     peaks = peaks_of(gpu)
     flops, moved = kernel_cost(form, T, width=width, chunk=chunk)
-    sums = _sums(form, width, chunk)
-    return (flops - sums) / peaks[FORMS[form]] + sums / peaks["bfloat16"], moved / peaks["memory"]
+    triangle = 0
+    if form == "gate per channel":
+        N = min(ROW, chunk)
+        triangle = 2 * chunk * width * (chunk // N - 1) + 2 * N * width * _levels(N)
+    return (flops - triangle) / peaks["bfloat16"] + triangle / peaks["tf32"], moved / peaks["memory"]
 
 
 def _levels(chunk: int) -> int:
     return chunk.bit_length() - 1
-
-
-def _sums(form: str, width: int, chunk: int) -> int:
-    """FLOPs of `sum_over`, a product with a mask in three parts: from the chunk's start and to its end, the same of rows, and levels."""
-    if form != "gate per channel":
-        return 0
-    N = min(ROW, chunk)
-    return 6 * width * (2 * chunk + 2 * N + N * _levels(N))
 
 
 def _sizes(form: str, **sizes: int) -> None:
