@@ -160,7 +160,7 @@ def test_a_ramp_is_silent_while_the_window_sees_everything():
 
 
 def test_what_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ValueError, match="'untrained', 'screen', 'recall', 'long'"):
+    with pytest.raises(ValueError, match="'untrained', 'screen', 'answers', 'recall', 'long'"):
         real.run(tmp_path, plan="scren")
     with pytest.raises(ValueError, match="'window 64 \\+ sink'"):
         real.run(tmp_path, ways=["window 65"])

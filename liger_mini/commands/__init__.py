@@ -10,6 +10,7 @@ import sys
 
 from liger_mini.commands import (
     ablation,
+    answers,
     assignments,
     benchmark,
     capstone,
@@ -49,6 +50,7 @@ COMMANDS = {
         assignments,
         picture,
         smollm2,
+        answers,
         real,
     )
 }

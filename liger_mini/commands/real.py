@@ -14,7 +14,10 @@ def describe(parser: ArgumentParser) -> None:
     plans = (
         "journey: what comes along beside its opponents; untrained: every way as it is; screen: 100 rows of training "
     )
-    plans += "each; recall: 600 rows of phone books, which ask for what they told; long: 1,000 of documentation"
+    plans += (
+        "each; answers: the same, every other row of the model's own answers (`answers` writes them); recall: 600 rows "
+    )
+    plans += "of phone books, which ask for what they told; long: 1,000 of documentation"
     parser.add_argument("--plan", choices=real.PLANS, default="journey", help=plans)
     parser.add_argument("--ways", nargs="+", default=None, help="some of the plan's, by name; all by default")
     parser.add_argument(

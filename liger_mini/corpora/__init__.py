@@ -3,6 +3,7 @@
 Every corpus becomes rows of ``input_ids`` and ``labels`` (-100 = not scored).
 """
 
+from liger_mini.corpora.answers import OwnAnswers, held_out_answers, own_answers
 from liger_mini.corpora.batches import Collator, Documentation, Interrupted, Rows, SeededRows, World
 from liger_mini.corpora.documentation import pydocs, pydocs_rows, pydocs_tokens, pysource, source_rows
 from liger_mini.corpora.files import read_text
@@ -19,6 +20,7 @@ __all__ = [
     "Collator",
     "Documentation",
     "Interrupted",
+    "OwnAnswers",
     "PhoneBooks",
     "Rows",
     "SeededRows",
@@ -30,8 +32,10 @@ __all__ = [
     "documents",
     "encode",
     "encode_story",
+    "held_out_answers",
     "instructions",
     "overlap",
+    "own_answers",
     "pydocs",
     "pydocs_rows",
     "pydocs_tokens",

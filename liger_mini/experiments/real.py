@@ -24,7 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from liger_mini.attention import liger_layers
 from liger_mini.convert import linearize
-from liger_mini.corpora import Documentation, PhoneBooks, SeededRows, pydocs_rows, pydocs_tokens, source_rows
+from liger_mini.corpora import (
+    Documentation,
+    OwnAnswers,
+    PhoneBooks,
+    SeededRows,
+    held_out_answers,
+    pydocs_rows,
+    pydocs_tokens,
+    source_rows,
+)
 from liger_mini.evaluation import (
     agreement,
     branches,
@@ -140,6 +149,7 @@ PLANS = {
         ),
         SHORT,
     ),
+    "answers": Plan(("recovered", "window 64 + sink", CHOSEN), SHORT, data=OwnAnswers),
     "recall": Plan(("teacher", "window 16 + sink", "hedgehog_deltanet, half, window 16"), ASKING, data=PhoneBooks),
     "long": Plan(
         ("teacher", "window 64 + sink", "hedgehog_deltanet, half on top"), dataclasses.replace(SHORT, steps=1000)
@@ -155,12 +165,24 @@ class Texts:
     told: dict[str, Remembered]
 
     @classmethod
-    def of(cls, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int, rows: int | None) -> Texts:
-        """Held-out documentation, and source code, which no recovery here is trained on; `rows` of each, None for all."""
+    def of(
+        cls,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        rows: int | None,
+        data: type[SeededRows],
+    ) -> Texts:
+        """Held-out documentation, and source code, which no recovery here is trained on; `rows` of each, None for all.
+
+        Where a recovery is trained on the model's own answers, also those that are held out.
+        """
         made = {
             "pydocs": pydocs_rows(tokenizer, length=length, rows=rows),
             "pysource": source_rows(tokenizer, length=length, rows=48 if rows is None else rows),
         }
+        if data is OwnAnswers:
+            made["answers"] = held_out_answers(tokenizer, length=length, rows=rows)
         return cls(made, {name: remember(teacher, some) for name, some in made.items()})
 
 
@@ -265,7 +287,8 @@ def run(
 
     Args:
         plan: "journey" (what comes along, beside its opponents), "untrained" (all ways), "screen" (100 rows of training for
-            each), "recall" (600 rows of phone books, which ask for what they told) or "long" (1,000 of documentation).
+            each), "answers" (100 rows, every other one of the model's own answers), "recall" (600 rows of phone books, which ask
+            for what they told) or "long" (1,000 of documentation).
         ways: some of the plan's; None takes all.
         measures: what is asked of each: "text" (loss, KL and agreement on two texts), "recall" (what it writes when asked for
             something told before), "far" (loss by position to 8,192 tokens), "repeats" (loss of what is new in a row, and of
@@ -299,7 +322,7 @@ def run(
     texts = Texts({}, {})
     if set(READ) & set(measures):
         print("reading the texts with the teacher, once", flush=True)
-        texts = Texts.of(*load(), length, rows)
+        texts = Texts.of(*load(), length, rows, chosen.data)
     untouched = {name: told.losses.tolist() for name, told in texts.told.items()}
     result: dict[str, Any] = {
         "plan": plan,
