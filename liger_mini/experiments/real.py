@@ -107,7 +107,10 @@ WAYS: dict[str, Way] = {
         64, structure="hedgehog_deltanet", mix=(0.1, 1.0), temper="teacher"
     ),
     "hedgehog_deltanet, half on top": window(64, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
-    "hedgehog_deltanet, half, window 16": window(16, structure="hedgehog_deltanet", mix=(0.5, 1.0)),
+    **{
+        f"{name}, half, window 16": window(16, structure=name, mix=(0.5, 1.0))
+        for name in ("hedgehog_deltanet", "lightnet")
+    },
     "recovered": Way(adapter="smollm2"),
     "learned features": dataclasses.replace(
         window(64, structure="gla", mix=0.5), change=learned_features, train_in_full=("q_features", "k_features")
