@@ -28,8 +28,19 @@ import torch
 import triton
 import triton.language as tl
 from liger_mini.kernels import diagonal, scalar
-from liger_mini.kernels.products import Products, chunk_products
-from liger_mini.kernels.tiles import INTERPRETED, C, Chunks, check, chunks, load, place, precision_of, store
+from liger_mini.kernels.products import Products, chunk_products, decayed
+from liger_mini.kernels.tiles import (
+    INTERPRETED,
+    C,
+    Chunks,
+    check,
+    chunks,
+    load,
+    place,
+    precision_of,
+    queries_per_key,
+    store,
+)
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -47,10 +58,10 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """`delta.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H] and log_gate [B, T, H] or [B, T, H, K] in float32, bfloat16
-        or float16, log_gate ≤ 0; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into
-        one row (B = 1), with state [N, H, K, V]. An empty document hands its state through.
-    Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
+    Args: q [B, T, H G, K], k [B, T, H, K], v [B, T, H, V], beta [B, T, H] and log_gate [B, T, H] or [B, T, H, K] in
+        float32, bfloat16 or float16, log_gate ≤ 0; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed
+        into one row (B = 1), with state [N, H, K, V]. G heads of queries in a row share a head of keys.
+    Returns: o [B, T, H G, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K or V above 256, TypeError for other dtypes.
     """
     widths = {"K": q.shape[-1], "V": v.shape[-1]}
@@ -136,15 +147,6 @@ def corrections(k, v, beta, g, state, pieces: Chunks, precision):
     return M, keys, u, states, last
 
 
-def decayed(x, g, pieces: Chunks) -> Products:
-    """For one gate a head what `chunk_products` makes with one a channel, but for A: from x [B, T, H, K], in float32."""
-    (H, K), NC = x.shape[2:], len(pieces.rows)
-    since, until = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
-    whole = since.new_empty(NC, H, K)
-    _decayed[(NC * H * triton.cdiv(K, BX),)](x, g, since, until, whole, pieces.rows, H, K, BX, num_warps=4)
-    return Products(None, since, until, whole)
-
-
 def inverse(k, beta, g, products, pieces: Chunks):
     """M [NC, H, C, C], float32. products: those of keys with keys, where gates are per channel."""
     (H, K), NC = k.shape[2:], len(pieces.rows)
@@ -171,32 +173,17 @@ def correct(y, x, z, whole, first, pieces: Chunks, precision, beta=None, q=None,
     Args: z: the keys decayed until their chunk's end; from the end, since its beginning, and q too.
     """
     (N, H, K, V), last, u = first.shape, torch.empty_like(first), torch.empty_like(y)
-    states = first.new_empty(len(pieces.rows), H, K, V)
+    states, G = first.new_empty(len(pieces.rows), H, K, V), 1 if q is None else queries_per_key(q, first)
     wide = max(16, triton.next_power_of_2(K))
     BV = 16 if INTERPRETED or wide > 128 else 32
     _correct[(N * H * triton.cdiv(V, BV),)](
-        y, x, z, whole, first, u, states, last, *pieces, beta, q, do, H, K, V, precision, wide, BV,
+        y, x, z, whole, first, u, states, last, *pieces, beta, q, do, H, G, K, V, precision, wide, BV,
         num_warps=4 if wide <= 64 else 8, num_stages=1,
     )  # fmt: skip
     return u, states, last
 
 
 BK, BX = 32, 32  # channels, and columns, at a time
-
-
-@triton.jit
-def _decayed(
-    x_ptr, g_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, K: tl.constexpr, BK: tl.constexpr
-):  # fmt: skip
-    """BK channels of one chunk and head, decayed since the chunk's beginning and until its end."""
-    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
-    t, channels = tl.arange(0, C), block * BK + tl.arange(0, BK)
-    g_n = scalar.load_gates(g_ptr + row, left, H)
-    x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-    store(since_ptr + row * K, x_n * tl.exp(scalar.prefix_sum(g_n))[:, None], t, channels, left, K, H * K)
-    store(until_ptr + row * K, x_n * tl.exp(scalar.suffix_sum(g_n))[:, None], t, channels, left, K, H * K)
-    whole = tl.zeros((BK,), tl.float32) + tl.exp(tl.sum(g_n, 0))
-    tl.store(whole_ptr + chunk_head * K + channels, whole, mask=channels < K)
 
 
 @triton.jit
@@ -264,7 +251,8 @@ def _apply(M_ptr, x_ptr, out_ptr, rows_ptr, H, X: tl.constexpr, REVERSE: tl.cons
 @triton.jit
 def _correct(
     y_ptr, x_ptr, z_ptr, whole_ptr, first_ptr, u_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, beta_ptr,
-    q_ptr, do_ptr, H, K: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    q_ptr, do_ptr, H, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr,
 ):  # fmt: skip
     """One document, head and BV values: u_n = y_n - x_n S_n, S_n+1 = exp(Σ g_n) S_n + z_nᵀ u_n.
 
@@ -291,9 +279,10 @@ def _correct(
         store(u_ptr + row * V, u_n, t, values, left, V, H * V)
         S *= tl.load(whole_ptr + chunk_head * K + channels, mask=channels < K, other=0.0)[:, None]
         if REVERSE:
-            q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-            do_n = load(do_ptr + row * V, t, values, left, V, H * V)
-            S += tl.dot(tl.trans(q_n), do_n, input_precision=PRECISION)
+            for one in range(G):  # the queries that read this state
+                q_n = load(q_ptr + (row * G + one) * K, t, channels, left, K, H * G * K)
+                do_n = load(do_ptr + (row * G + one) * V, t, values, left, V, H * G * V)
+                S += tl.dot(tl.trans(q_n), do_n, input_precision=PRECISION)
             u_n *= -scalar.load_gates(beta_ptr + row, left, H)[:, None]
         z_n = load(z_ptr + row * K, t, channels, left, K, H * K)
         S += tl.dot(tl.trans(z_n), u_n, input_precision=PRECISION)

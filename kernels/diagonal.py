@@ -45,9 +45,11 @@ from liger_mini.kernels.tiles import (
     load,
     load_as_kept,
     load_gates,
+    over_group,
     place,
     precision_of,
     product,
+    queries_per_key,
     store,
     sum_over,
 )
@@ -60,10 +62,10 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """`diagonal.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k, log_gate [B, T, H, K] and v [B, T, H, V] in float32, bfloat16 or float16, T ≥ 1, log_gate ≤ 0
-        (`gated_recurrence` checks that); state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed
-        into one row (B = 1), with state [N, H, K, V].
-    Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
+    Args: q [B, T, H G, K], k, log_gate [B, T, H, K] and v [B, T, H, V] in float32, bfloat16 or float16, T ≥ 1,
+        log_gate ≤ 0 (`gated_recurrence` checks that); state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed
+        into one row (B = 1), with state [N, H, K, V]. G heads of queries in a row share a head of keys.
+    Returns: o [B, T, H G, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K or V above 256, TypeError for other dtypes.
     """
     check({"K": q.shape[-1], "V": v.shape[-1]}, {"state": state}, q=q, k=k, v=v, log_gate=log_gate)
@@ -100,32 +102,33 @@ class Recurrence(torch.autograd.Function):
 def chunk_states(made: Products, y, first, pieces: Chunks, precision, REVERSE=False):
     """The state before each chunk, [NC, H, K, V], and after each document, from y = v; REVERSE: y = do, from the end."""
     (N, H, K, V), last = first.shape, torch.empty_like(first)
-    x = made.since if REVERSE else made.until
+    x, G = made.since if REVERSE else made.until, queries_per_key(y, first)
     states = first.new_empty(len(pieces.rows), H, K, V, dtype=kept_as(x, y))
     _chunk_states[lambda meta: (N * H * triton.cdiv(K, meta["BK"]) * triton.cdiv(V, meta["BV"]),)](
-        x, y, made.whole, first, states, last, *pieces, H, K, V, REVERSE, precision
+        x, y, made.whole, first, states, last, *pieces, H, G, K, V, REVERSE, precision
     )
     return states, last
 
 
 def chunk_outputs(made: Products, y, states, pieces: Chunks, precision, dtype, REVERSE=False):
     """o from y = v and the states; REVERSE: dv from y = do and the gradients of the states."""
-    (NC, H, K, V), out = states.shape, torch.empty_like(y, dtype=dtype)
-    _chunk_outputs[lambda meta: (NC * H * triton.cdiv(V, meta["BV"]),)](
-        made.until if REVERSE else made.since, y, states, made.A, out, pieces.rows, H, K, V, REVERSE, precision
+    (NC, H, K, V), x, G = states.shape, made.until if REVERSE else made.since, queries_per_key(made.since, states)
+    out = y.new_empty(*x.shape[:3], V, dtype=dtype)
+    _chunk_outputs[lambda meta: (NC * x.shape[2] * triton.cdiv(V, meta["BV"]),)](
+        x, y, states, made.A, out, pieces.rows, H, G, K, V, REVERSE, precision
     )
     return out
 
 
 def chunk_gradients(q, k, v, g, do, states, dstates, pieces: Chunks, precision):
     """dq, dk and dg. dq alone needs neither q nor dstates: None for both leaves dk and dg None, and dq is float32."""
-    (NC, H, K, V), alone = states.shape, q is None
-    dq = torch.empty_like(k, dtype=torch.float32 if alone else q.dtype)
-    dk, dg = (None if alone else torch.empty_like(x) for x in (k, g))
-    _chunk_gradients[lambda meta: (NC * H * triton.cdiv(K, meta["BK"]),)](
-        q, k, v, g, do, states, dstates, dq, dk, dg, pieces.rows, H, K, V, precision
+    (NC, H, K, V), G, alone = states.shape, queries_per_key(do, states), q is None
+    kinds = (torch.float32, None, None) if alone else (q.dtype, k.dtype, g.dtype)
+    dq, dk, dg = (kind and k.new_empty(*do.shape[:3], K, dtype=kind) for kind in kinds)
+    _chunk_gradients[lambda meta: (NC * H * G * triton.cdiv(K, meta["BK"]),)](
+        q, k, v, g, do, states, dstates, dq, dk, dg, pieces.rows, H, G, K, V, precision
     )
-    return dq, dk, dg
+    return dq, *(None if x is None else over_group(x, G) for x in (dk, dg))
 
 
 @triton.jit
@@ -154,10 +157,13 @@ tuned = triton.autotune(CONFIGS, ["K", "V", "PRECISION"], cache_results=True)  #
 @tuned
 @triton.jit
 def _chunk_states(
-    x_ptr, y_ptr, whole_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, K: tl.constexpr,
-    V: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    x_ptr, y_ptr, whole_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, G: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """S_n for one document, head and BK x BV block of the state. x, y = k', v; REVERSE: q', do, and S is a gradient."""
+    """S_n for one document, head and BK x BV block of the state. x, y = k', v; REVERSE: q', do, and S is a gradient.
+
+    x and y have G heads for one of the state: one, or, REVERSE, all whose queries read it.
+    """
     blocks_v = tl.cdiv(V, BV)
     blocks = tl.cdiv(K, BK) * blocks_v
     document_head, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -172,43 +178,51 @@ def _chunk_states(
         n = end - begin - 1 - step if REVERSE else step
         chunk_head, row, left = (begin + n) * H + h, (start + n * C) * H + h, length - n * C
         store(states_ptr + chunk_head * K * V, S, channels, values, K, V, V)
-        x_n = load_as_kept(x_ptr + row * K, t, channels, left, K, H * K)
-        y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
-        whole = tl.load(whole_ptr + chunk_head * K + channels, mask=channels < K, other=0.0)
-        S = whole[:, None] * S + product(tl.trans(x_n), y_n, PRECISION)
+        S *= tl.load(whole_ptr + chunk_head * K + channels, mask=channels < K, other=0.0)[:, None]
+        for one in range(G):
+            x_n = load_as_kept(x_ptr + (row * G + one) * K, t, channels, left, K, H * G * K)
+            y_n = load_as_kept(y_ptr + (row * G + one) * V, t, values, left, V, H * G * V)
+            S += product(tl.trans(x_n), y_n, PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
 @tuned
 @triton.jit
 def _chunk_outputs(
-    x_ptr, y_ptr, states_ptr, A_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr,
-    PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    x_ptr, y_ptr, states_ptr, A_ptr, out_ptr, rows_ptr, H, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """o_n for one chunk and BV values. x, y = q', v; REVERSE: k', do, the states are gradients, and the output is dv_n."""
-    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
+    """o_n for one chunk and BV values. x, y = q', v; REVERSE: k', do, the states are gradients, and the output is dv_n.
+
+    A state is read by SHARED heads of queries, each in a program of its own; REVERSE, one adds up what ADDED heads say.
+    """
+    SHARED: tl.constexpr = 1 if REVERSE else G
+    ADDED: tl.constexpr = G if REVERSE else 1
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H * SHARED)
     if left <= 0:  # a chunk to spare
         return
+    state = chunk_head // SHARED * K * V
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
     out_n = tl.zeros((C, BV), tl.float32)
     for start in range(0, K, BK):
         channels = start + tl.arange(0, BK)
-        x_n = load_as_kept(x_ptr + row * K, t, channels, left, K, H * K)
-        S_n = load_as_kept(states_ptr + chunk_head * K * V, channels, values, K, V, V)
+        x_n = load_as_kept(x_ptr + row * K, t, channels, left, K, H * SHARED * K)
+        S_n = load_as_kept(states_ptr + state, channels, values, K, V, V)
         out_n += product(x_n, S_n, PRECISION)
-    y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
-    A = load_as_kept(A_ptr + chunk_head * C * C, t, t, C, C, C)
-    out_n += product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
-    store(out_ptr + row * V, out_n, t, values, left, V, H * V)
+    for one in range(ADDED):
+        y_n = load_as_kept(y_ptr + (row // SHARED * ADDED + one) * V, t, values, left, V, H * ADDED * V)
+        A = load_as_kept(A_ptr + (chunk_head * ADDED + one) * C * C, t, t, C, C, C)
+        out_n += product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
+    store(out_ptr + row * V, out_n, t, values, left, V, H * SHARED * V)
 
 
 @tuned
 @triton.jit
 def _chunk_gradients(
-    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr, rows_ptr, H,
+    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr, rows_ptr, H, G: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """dq_n, dk_n and dg_n for one chunk and BK channels; dq_n alone if q_ptr is None.
+    """dq_n, and a head of queries' part of dk_n and dg_n, for one chunk and BK channels; dq_n alone if q_ptr is None.
 
     o and the last state are sums of terms that each decayed by exp Σ g over some range of tokens, so ∂/∂g_l adds up
     the terms whose range holds l. Forward that range was a row of `sum_over(mask, g)`; backward it is a column:
@@ -216,26 +230,27 @@ def _chunk_gradients(
     that never crossed it; from bfloat16 dq and dk, T = 2048, it is 2 % off with mild gates and 54 % with strong ones.)
     """
     ALL: tl.constexpr = q_ptr is not None
-    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H * G)
     if left <= 0:  # a chunk to spare
         return
-    t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head * K * V
+    t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head // G * K * V
+    k_row, once = row // G, tl.where(chunk_head % G == 0, K, 0)  # dS is the group's: its first head passes it on
     D, passed = tl.zeros((C, C), tl.float32), tl.zeros((BK,), tl.float32)
     dq_n, dk_n = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)
     for start in tl.range(0, V, BV, num_stages=1):  # S and dS feed products and a sum; see tests/test_kernels_compile
         values = start + tl.arange(0, BV)
-        v_n = load(v_ptr + row * V, t, values, left, V, H * V)
-        do_n = load(do_ptr + row * V, t, values, left, V, H * V)
+        v_n = load(v_ptr + k_row * V, t, values, left, V, H * V)
+        do_n = load(do_ptr + row * V, t, values, left, V, H * G * V)
         S_n = load(states_ptr + state, channels, values, K, V, V)
         D += tl.dot(do_n, tl.trans(v_n), input_precision=PRECISION)
         dq_n += tl.dot(do_n, tl.trans(S_n), input_precision=PRECISION)
         if ALL:
-            dS_n = load(dstates_ptr + state, channels, values, K, V, V)
+            dS_n = load(dstates_ptr + state, channels, values, once, V, V)
             dk_n += tl.dot(v_n, tl.trans(dS_n), input_precision=PRECISION)
             passed += tl.sum(S_n * dS_n, 1)
-    k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-    q_n = load(q_ptr + row * K, t, channels, left, K, H * K) if ALL else k_n  # dq_n does not depend on q_n
-    g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
+    k_n = load(k_ptr + k_row * K, t, channels, left, K, H * K)
+    q_n = load(q_ptr + row * K, t, channels, left, K, H * G * K) if ALL else k_n  # dq_n does not depend on q_n
+    g_n = load_gates(g_ptr + k_row * K, t, channels, left, K, H * K)
     # through the states: what i reads from before the chunk, what j writes for after it, what only passes by
     dq_n *= tl.exp(prefix_sum(g_n))
     if ALL:
@@ -256,7 +271,7 @@ def _chunk_gradients(
         if ALL:
             dk_n += tl.where(right, 0.0, dx * decay)
             dg_n += sum_over(tl.trans(between), x * dx)
-    store(dq_ptr + row * K, dq_n, t, channels, left, K, H * K)
+    store(dq_ptr + row * K, dq_n, t, channels, left, K, H * G * K)
     if ALL:
-        store(dk_ptr + row * K, dk_n, t, channels, left, K, H * K)
-        store(dg_ptr + row * K, dg_n, t, channels, left, K, H * K)
+        store(dk_ptr + row * K, dk_n, t, channels, left, K, H * G * K)
+        store(dg_ptr + row * K, dg_n, t, channels, left, K, H * G * K)

@@ -1,9 +1,9 @@
-"""All that `diagonal` and `delta` need of queries, keys and their gates per channel: made once, all chunks at once.
+"""All that `diagonal` and `delta` need of queries, keys and their gates: made once, all chunks at once.
 
     A_ij = Σ_K q_i · exp G_ij · k_j  for j ≤ i,  G_ij = Σ_{j<l≤i} log α_l      what each token reads of the others
     q_i · exp prefix_sum,  k_j · exp suffix_sum,  exp Σ g                      what it reads of the state, adds to it, keeps of it
 
-The decay differs from channel to channel and stays inside the sum, and every exponent has to be ≤ 0. So two tokens need a
+With a gate per channel the decay differs from channel to channel and stays inside the sum, and every exponent has to be ≤ 0. So two tokens need a
 boundary between them, from which both sums of log-gates start. The chunk is cut into rows of N tokens: tokens of different rows
 share boundaries, and within a row there is halving.
 
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from liger_mini.kernels import scalar
 from liger_mini.kernels.tiles import C, Chunks, kept_as, load, load_gates, place, store, sum_over
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class Products(NamedTuple):
     A [NC, H, C, C]: what each token reads of each earlier one of its chunk, and of itself; 0 elsewhere.
     since, until [B, T, H, K]: q decayed since its chunk began, and k until its chunk ends.
     whole [NC, H, K], float32: what a state keeps over a chunk.
+
+    H are the heads of q in A and `since`, those of k in `until` and `whole`: G heads of queries may share one of keys.
     """
 
     A: Tensor | None
@@ -38,15 +41,24 @@ class Products(NamedTuple):
 
 
 def chunk_products(q: Tensor | None, k: Tensor, g: Tensor, pieces: Chunks, precision: str) -> Products:
-    """`Products` of float32 or bfloat16 queries, keys and log-gates [B, T, H, K]. Without queries, what is made of keys."""
-    (H, K), NC = k.shape[2:], len(pieces.rows)
-    A, since = None, None
+    """`Products` of float32 or bfloat16 queries [B, T, H G, K], keys and log-gates [B, T, H, K]. Without queries, of keys alone."""
+    (H, K), NC, A, since, G = k.shape[2:], len(pieces.rows), None, None, 1
     if q is not None:
-        A = k.new_zeros(NC, H, C.value, C.value, dtype=kept_as(q, k))
+        G = q.shape[2] // H
+        A = k.new_zeros(NC, H * G, C.value, C.value, dtype=kept_as(q, k))
         since = torch.empty_like(q, dtype=kept_as(q))
     until, whole = torch.empty_like(k, dtype=kept_as(k)), k.new_empty(NC, H, K, dtype=torch.float32)
-    _chunk_products[(NC * H,)](q, k, g, A, since, until, whole, pieces.rows, H, K, precision, BK=32, num_warps=8)
+    _chunk_products[(NC * H * G,)](q, k, g, A, since, until, whole, pieces.rows, H, G, K, precision, BK=32, num_warps=8)
     return Products(A, since, until, whole)
+
+
+def decayed(x: Tensor, g: Tensor, pieces: Chunks) -> Products:
+    """For one gate a head what `chunk_products` makes with one a channel, but for A: from x [B, T, H, K], in float32."""
+    (H, K), NC, G = x.shape[2:], len(pieces.rows), x.shape[2] // g.shape[2]
+    since, until = (torch.empty_like(x, dtype=torch.float32) for _ in range(2))
+    whole = since.new_empty(NC, H, K)
+    _decayed[(NC * H * triton.cdiv(K, 32),)](x, g, since, until, whole, pieces.rows, H, G, K, BK=32, num_warps=4)
+    return Products(None, since, until, whole)
 
 
 @triton.jit
@@ -86,27 +98,28 @@ def by_halving(q_r, k_r, g_r, PRECISION: tl.constexpr):
 
 @triton.jit
 def _chunk_products(
-    q_ptr, k_ptr, g_ptr, A_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, K: tl.constexpr, PRECISION: tl.constexpr,
-    BK: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, A_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, G: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A_n and the decays, once for all values. The chunk is cut into R rows of N tokens; without q_ptr there is no A_n.
 
     Two tokens of different rows: q has decayed since its row began, and k until its own row's end and through the rows
     between. Two tokens of one row have a boundary of their own, by halving. What is above A's diagonal is 0 already.
+    One program for each head of queries; of those that share a head of keys the first writes what is made of keys.
     """
     PAIRS: tl.constexpr = q_ptr is not None
-    chunk_head, _, row, left = place(rows_ptr, 1, H)
+    chunk_head, _, row, left = place(rows_ptr, 1, H * G)
     if left <= 0:  # a chunk to spare
         return
+    k_row, first = row // G, chunk_head % G == 0
     R: tl.constexpr = C // N
-    t, u, r = tl.arange(0, C), tl.arange(0, N), tl.arange(0, R)
-    of = t // N
+    t, u, r, of = tl.arange(0, C), tl.arange(0, N), tl.arange(0, R), tl.arange(0, C) // N
     apart, among = tl.zeros((C, C), tl.float32), tl.zeros((R, N, N), tl.float32)
     for start in tl.range(0, K, BK, disable_licm=True):
         channels = start + tl.arange(0, BK)
-        k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-        q_n = load(q_ptr + row * K, t, channels, left, K, H * K) if PAIRS else k_n
-        g_n = load_gates(g_ptr + row * K, t, channels, left, K, H * K)
+        k_n = load(k_ptr + k_row * K, t, channels, left, K, H * K)
+        q_n = load(q_ptr + row * K, t, channels, left, K, H * G * K) if PAIRS else k_n
+        g_n = load_gates(g_ptr + k_row * K, t, channels, left, K, H * K)
         g_r = tl.reshape(g_n, (R, N, BK))
         until = sum_over(tl.broadcast_to((u[None, :] > u[:, None])[None], (R, N, N)), g_r)
         until_n = tl.reshape(until, (C, BK))
@@ -123,10 +136,10 @@ def _chunk_products(
                 apart += tl.where((of[:, None] == later) & (of[None, :] < later), pairs, 0.0)
                 since_n += tl.where(of[:, None] > later, through[None, :], 0.0)
             until_n += tl.where(of[:, None] < later, through[None, :], 0.0)
-        store(until_ptr + row * K, k_n * tl.exp(until_n), t, channels, left, K, H * K)
-        tl.store(whole_ptr + chunk_head * K + channels, tl.exp(tl.sum(g_n, 0)), mask=channels < K)
+        store(until_ptr + k_row * K, k_n * tl.exp(until_n), t, channels, tl.where(first, left, 0), K, H * K)
+        tl.store(whole_ptr + chunk_head // G * K + channels, tl.exp(tl.sum(g_n, 0)), mask=(channels < K) & first)
         if PAIRS:
-            store(since_ptr + row * K, q_n * tl.exp(since_n), t, channels, left, K, H * K)
+            store(since_ptr + row * K, q_n * tl.exp(since_n), t, channels, left, K, H * G * K)
             among += by_halving(tl.reshape(q_n, (R, N, BK)), tl.reshape(k_n, (R, N, BK)), g_r, PRECISION)
     if PAIRS:
         A_ptr += chunk_head * C * C
@@ -134,3 +147,18 @@ def _chunk_products(
         tl.store(A_ptr + t[:, None] * C + t[None, :], apart.to(kind), mask=of[None, :] < of[:, None])
         own = r[:, None, None] * N * (C + 1) + u[None, :, None] * C + u[None, None, :]
         tl.store(A_ptr + own, among.to(kind))
+
+
+@triton.jit
+def _decayed(
+    x_ptr, g_ptr, since_ptr, until_ptr, whole_ptr, rows_ptr, H, G: tl.constexpr, K: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
+    """BK channels of one chunk and head, decayed since the chunk's beginning and until its end."""
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    t, channels = tl.arange(0, C), block * BK + tl.arange(0, BK)
+    g_n = scalar.load_gates(g_ptr + row // G, left, H // G)
+    x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
+    store(since_ptr + row * K, x_n * tl.exp(scalar.prefix_sum(g_n))[:, None], t, channels, left, K, H * K)
+    store(until_ptr + row * K, x_n * tl.exp(scalar.suffix_sum(g_n))[:, None], t, channels, left, K, H * K)
+    whole = tl.zeros((BK,), tl.float32) + tl.exp(tl.sum(g_n, 0))
+    tl.store(whole_ptr + chunk_head * K + channels, whole, mask=channels < K)

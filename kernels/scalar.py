@@ -43,9 +43,11 @@ from liger_mini.kernels.tiles import (
     load,
     load_as_kept,
     load_beside,
+    over_group,
     place,
     precision_of,
     product,
+    queries_per_key,
     store,
 )
 from torch import Tensor
@@ -57,10 +59,10 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """`scalar.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k [B, T, H, K], v [B, T, H, V] and log_gate [B, T, H] in float32, bfloat16 or float16, log_gate ≤ 0;
-        state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into one row (B = 1), with state
-        [N, H, K, V]. An empty document hands its state through.
-    Returns: o [B, T, H, V] in v's dtype, and the state after the last token of each, float32.
+    Args: q [B, T, H G, K], k [B, T, H, K], v [B, T, H, V] and log_gate [B, T, H] in float32, bfloat16 or float16,
+        log_gate ≤ 0; state [B, H, K, V] float32; cu_seqlens [N+1] for N documents packed into one row (B = 1), with state
+        [N, H, K, V]. An empty document hands its state through. G heads of queries in a row share a head of keys.
+    Returns: o [B, T, H G, V] in v's dtype, and the state after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K above 256 or V above 272, TypeError for
         other dtypes.
     """
@@ -101,28 +103,30 @@ def chunk_states(x, y, g, first, pieces: Chunks, precision, REVERSE=False):
     (N, H, K, V), last = first.shape, torch.empty_like(first)
     states = first.new_empty(len(pieces.rows), H, K, V, dtype=kept_as(x, y))
     _chunk_states[lambda meta: (N * H * triton.cdiv(K, meta["BK"]) * triton.cdiv(V, meta["BV"]),)](
-        x, y, g, first, states, last, *pieces, H, K, V, REVERSE, precision
+        x, y, g, first, states, last, *pieces, H, queries_per_key(x, first), K, V, REVERSE, precision
     )
     return states, last
 
 
 def chunk_outputs(q, k, y, g, states, pieces: Chunks, precision, REVERSE=False):
     """o from y = v and the states; REVERSE: dv from y = do and the gradients of the states."""
-    (NC, H, K, V), out = states.shape, torch.empty_like(y)
-    _chunk_outputs[lambda meta: (NC * H * triton.cdiv(V, meta["BV"]),)](
-        q, k, y, g, states, out, pieces.rows, H, K, V, REVERSE, precision
+    (NC, H, K, V), G = states.shape, queries_per_key(q, states)
+    out = y.new_empty(*(k if REVERSE else q).shape[:3], V)
+    _chunk_outputs[lambda meta: (NC * out.shape[2] * triton.cdiv(V, meta["BV"]),)](
+        q, k, y, g, states, out, pieces.rows, H, G, K, V, REVERSE, precision
     )
     return out
 
 
 def chunk_gradients(q, k, v, g, do, states, dstates, pieces: Chunks, precision):
     """dq, dk and dg. A gate acts on all channels, so dg is a sum over the blocks of channels: each adds a part."""
-    (NC, H, K, V), dq, dk = states.shape, torch.empty_like(q), torch.empty_like(k)
-    parts = g.new_zeros(*g.shape, triton.cdiv(K, min(BK for BK, _, _ in BLOCKS)))
-    _chunk_gradients[lambda meta: (NC * H * triton.cdiv(K, meta["BK"]),)](
-        q, k, v, g, do, states, dstates, dq, dk, parts, pieces.rows, H, K, V, parts.shape[-1], precision
+    (NC, H, K, V), G = states.shape, queries_per_key(q, states)
+    dq, dk = (torch.empty_like(q, dtype=x.dtype) for x in (q, k))
+    parts = g.new_zeros(*q.shape[:3], triton.cdiv(K, min(BK for BK, _, _ in BLOCKS)))
+    _chunk_gradients[lambda meta: (NC * H * G * triton.cdiv(K, meta["BK"]),)](
+        q, k, v, g, do, states, dstates, dq, dk, parts, pieces.rows, H, G, K, V, parts.shape[-1], precision
     )
-    return dq, dk, parts.sum(-1)
+    return dq, over_group(dk, G), over_group(parts.sum(-1), G)
 
 
 @triton.jit
@@ -171,10 +175,13 @@ KEY = ["K", "V", "PRECISION"]
 @triton.autotune(CONFIGS, KEY, cache_results=True)
 @triton.jit
 def _chunk_states(
-    x_ptr, y_ptr, g_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, K: tl.constexpr,
-    V: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    x_ptr, y_ptr, g_ptr, first_ptr, states_ptr, last_ptr, rows_ptr, of_document_ptr, H, G: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """S_n for one document, head and BK x BV block of the state. x, y = k, v; REVERSE: q, do, and S is a gradient."""
+    """S_n for one document, head and BK x BV block of the state. x, y = k, v; REVERSE: q, do, and S is a gradient.
+
+    x and y have G heads for one of the state: one, or, REVERSE, all whose queries read it.
+    """
     blocks_v = tl.cdiv(V, BV)
     blocks = tl.cdiv(K, BK) * blocks_v
     document_head, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -189,73 +196,84 @@ def _chunk_states(
         n = end - begin - 1 - step if REVERSE else step
         store(states_ptr + ((begin + n) * H + h) * K * V, S, channels, values, K, V, V)
         row, left = (start + n * C) * H + h, length - n * C
-        x_n = load(x_ptr + row * K, t, channels, left, K, H * K)
-        y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
         g_n = load_gates(g_ptr + row, left, H)
-        x_n *= tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))[:, None]
-        S = tl.exp(tl.sum(g_n, 0)) * S + product(tl.trans(beside(x_n, y_n, PRECISION)), y_n, PRECISION)
+        decay = tl.exp(prefix_sum(g_n) if REVERSE else suffix_sum(g_n))[:, None]
+        S *= tl.exp(tl.sum(g_n, 0))
+        for one in range(G):
+            x_n = load(x_ptr + (row * G + one) * K, t, channels, left, K, H * G * K) * decay
+            y_n = load_as_kept(y_ptr + (row * G + one) * V, t, values, left, V, H * G * V)
+            S += product(tl.trans(beside(x_n, y_n, PRECISION)), y_n, PRECISION)
     store(last_ptr + document_head * K * V, S, channels, values, K, V, V)
 
 
 @triton.autotune(CONFIGS, KEY, cache_results=True)
 @triton.jit
 def _chunk_outputs(
-    q_ptr, k_ptr, y_ptr, g_ptr, states_ptr, out_ptr, rows_ptr, H, K: tl.constexpr, V: tl.constexpr,
+    q_ptr, k_ptr, y_ptr, g_ptr, states_ptr, out_ptr, rows_ptr, H, G: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     REVERSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """o_n for one chunk and BV values. y = v; REVERSE: y = do, the states are gradients, and the output is dv_n."""
-    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H)
+    """o_n for one chunk and BV values. y = v; REVERSE: y = do, the states are gradients, and the output is dv_n.
+
+    A state is read by SHARED heads of queries, each in a program of its own; REVERSE, one adds up what ADDED heads say.
+    """
+    SHARED: tl.constexpr = 1 if REVERSE else G
+    ADDED: tl.constexpr = G if REVERSE else 1
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(V, BV), H * SHARED)
     if left <= 0:  # a chunk to spare
         return
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
-    A, out_n = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
-    for start in range(0, K, BK):
-        channels = start + tl.arange(0, BK)
-        q_n = load_beside(q_ptr + row * K, states_ptr, t, channels, left, K, H * K)
-        k_n = load_beside(k_ptr + row * K, states_ptr, t, channels, left, K, H * K)
-        S_n = load_as_kept(states_ptr + chunk_head * K * V, channels, values, K, V, V)
-        out_n += product(k_n if REVERSE else q_n, S_n, PRECISION)
-        A += product(q_n, tl.trans(k_n), PRECISION)
-    y_n = load_as_kept(y_ptr + row * V, t, values, left, V, H * V)
-    g_n = load_gates(g_ptr + row, left, H)
-    A = beside(A * within_chunk(g_n), y_n, PRECISION)
-    out_n *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))[:, None]
-    out_n += product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
-    store(out_ptr + row * V, out_n, t, values, left, V, H * V)
+    k_row, state = row // SHARED, chunk_head // SHARED * K * V
+    g_n = load_gates(g_ptr + k_row, left, H)
+    out_n = tl.zeros((C, BV), tl.float32)
+    for one in range(ADDED):
+        A, read = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
+        for start in range(0, K, BK):
+            channels = start + tl.arange(0, BK)
+            q_n = load_beside(q_ptr + (row * ADDED + one) * K, states_ptr, t, channels, left, K, H * G * K)
+            k_n = load_beside(k_ptr + k_row * K, states_ptr, t, channels, left, K, H * K)
+            S_n = load_as_kept(states_ptr + state, channels, values, tl.where(one == 0, K, 0), V, V)  # once
+            read += product(k_n if REVERSE else q_n, S_n, PRECISION)
+            A += product(q_n, tl.trans(k_n), PRECISION)
+        y_n = load_as_kept(y_ptr + (k_row * ADDED + one) * V, t, values, left, V, H * ADDED * V)
+        A = beside(A * within_chunk(g_n), y_n, PRECISION)
+        read *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))[:, None]
+        out_n += read + product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
+    store(out_ptr + row * V, out_n, t, values, left, V, H * SHARED * V)
 
 
 # trying wide blocks after narrow ones leaves parts behind
 @triton.autotune(CONFIGS, KEY, reset_to_zero=["dg_ptr"], cache_results=True)
 @triton.jit
 def _chunk_gradients(
-    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr, rows_ptr, H, K: tl.constexpr,
-    V: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, do_ptr, states_ptr, dstates_ptr, dq_ptr, dk_ptr, dg_ptr, rows_ptr, H, G: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """dq_n, dk_n and a part of dg_n for one chunk and BK channels.
+    """dq_n, and a head of queries' part of dk_n and of dg_n, for one chunk and BK channels.
 
     o and the last state are sums of terms that each decayed by exp Σ g over some range of tokens, so ∂/∂g_l adds up
     the terms whose range holds l: to every sum of gates in the forward pass belongs a sum of terms with the roles of
     gate and token exchanged. (Why not dg_l = Σ_{t≥l} q_t dq_t − k_t dk_t, which is shorter: see `diagonal.py`.)
     """
-    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H)
+    chunk_head, block, row, left = place(rows_ptr, tl.cdiv(K, BK), H * G)
     if left <= 0:  # a chunk to spare
         return
-    t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head * K * V
+    t, channels, state = tl.arange(0, C), block * BK + tl.arange(0, BK), chunk_head // G * K * V
+    k_row, once = row // G, tl.where(chunk_head % G == 0, K, 0)  # dS is the group's: its first head passes it on
     dA, passed = tl.zeros((C, C), tl.float32), tl.zeros((BK,), tl.float32)
     dq_n, dk_n = tl.zeros((C, BK), tl.float32), tl.zeros((C, BK), tl.float32)
     for start in tl.range(0, V, BV, num_stages=1):  # S and dS feed products and a sum; see tests/test_kernels_compile
         values = start + tl.arange(0, BV)
-        v_n = load(v_ptr + row * V, t, values, left, V, H * V)
-        do_n = load(do_ptr + row * V, t, values, left, V, H * V)
+        v_n = load(v_ptr + k_row * V, t, values, left, V, H * V)
+        do_n = load(do_ptr + row * V, t, values, left, V, H * G * V)
         S_n = load(states_ptr + state, channels, values, K, V, V)
-        dS_n = load(dstates_ptr + state, channels, values, K, V, V)
+        dS_n = load(dstates_ptr + state, channels, values, once, V, V)
         dA += tl.dot(do_n, tl.trans(v_n), input_precision=PRECISION)
         dq_n += tl.dot(do_n, tl.trans(S_n), input_precision=PRECISION)
         dk_n += tl.dot(v_n, tl.trans(dS_n), input_precision=PRECISION)
         passed += tl.sum(S_n * dS_n, 1)
-    q_n = load(q_ptr + row * K, t, channels, left, K, H * K)
-    k_n = load(k_ptr + row * K, t, channels, left, K, H * K)
-    g_n = load_gates(g_ptr + row, left, H)
+    q_n = load(q_ptr + row * K, t, channels, left, K, H * G * K)
+    k_n = load(k_ptr + k_row * K, t, channels, left, K, H * K)
+    g_n = load_gates(g_ptr + k_row, left, H)
     past = t[None, :] < t[:, None]
     # through the states: what i reads from before the chunk, what j writes for after it, what only passes by
     dq_n *= tl.exp(prefix_sum(g_n))[:, None]
@@ -269,6 +287,6 @@ def _chunk_gradients(
     dg_n += tl.sum(tl.where(past, tl.cumsum(pairs, 0, reverse=True), 0.0), 1)
     dq_n += tl.dot(dA, k_n, input_precision=PRECISION)
     dk_n += tl.dot(tl.trans(dA), q_n, input_precision=PRECISION)
-    store(dq_ptr + row * K, dq_n, t, channels, left, K, H * K)
-    store(dk_ptr + row * K, dk_n, t, channels, left, K, H * K)
-    tl.store(dg_ptr + (row + t * H) * PARTS + block, dg_n, mask=t < left)
+    store(dq_ptr + row * K, dq_n, t, channels, left, K, H * G * K)
+    store(dk_ptr + row * K, dk_n, t, channels, left, K, H * G * K)
+    tl.store(dg_ptr + (row + t * H * G) * PARTS + block, dg_n, mask=t < left)

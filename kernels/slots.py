@@ -47,10 +47,10 @@ def triton_recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`slots.chunked` in Triton, differentiable once in every argument but cu_seqlens.
 
-    Args: q, k [B, T, H, K], v [B, T, H, V], write and log_gate [B, T, H, M] in float32, bfloat16 or float16, T ≥ 1,
-        log_gate ≤ 0; states keys = K̃ᵀ [B, H, K, M] and values = Ṽ [B, H, M, V] float32; cu_seqlens [N+1] for N documents
+    Args: q [B, T, H G, K], k [B, T, H, K], v [B, T, H, V], write and log_gate [B, T, H, M] in float32, bfloat16 or
+        float16, T ≥ 1, log_gate ≤ 0; states keys = K̃ᵀ [B, H, K, M] and values = Ṽ [B, H, M, V] float32; cu_seqlens [N+1] for N documents
         packed into one row (B = 1), with N in place of B in the states.
-    Returns: o [B, T, H, V] in v's dtype, and the states after the last token of each, float32.
+    Returns: o [B, T, H G, V] in v's dtype, and the states after the last token of each, float32.
     Raises: RuntimeError without a GPU or the interpreter, ValueError for K, V, M above 256, TypeError for other dtypes.
     """
     inputs = {"q": q, "k": k, "v": v, "write": write, "log_gate": log_gate}

@@ -31,6 +31,16 @@ def precision_of(*inputs: Tensor) -> str:
     return PRECISION_OF[dtypes.pop()] if len(dtypes) == 1 else "ieee"
 
 
+def queries_per_key(queries: Tensor, states: Tensor) -> int:
+    """G, how many heads of `queries` [B, T, H G, ·] read the same state of `states` [·, H, ·, ·]."""
+    return queries.shape[2] // states.shape[1]
+
+
+def over_group(x: Tensor, G: int) -> Tensor:
+    """What every query's head says of its key's head, [B, T, H G, …], added up: [B, T, H, …]."""
+    return x if G == 1 else x.unflatten(2, (-1, G)).sum(3)
+
+
 def kept_as(*inputs: Tensor) -> torch.dtype:
     """What states between chunks, and products within them, are kept as: bfloat16 of bfloat16 inputs, else float32.
 
@@ -94,6 +104,7 @@ def chunks(B: int, T: int, cu_seqlens: Tensor | None, device: torch.device) -> C
 def place(rows_ptr, blocks, H):
     """The chunk and head of this program and its block of columns; the chunk's first row in [B·T·H, ·], and its rows.
 
+    Where G heads of queries share a head of keys, and H counts the former, both numbers divided by G are the keys'.
     One axis of programs, since others end at 65535; 64 bit, since long inputs have more than 2³¹ numbers.
     """
     chunk_head, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks

@@ -56,8 +56,14 @@ def delta_step(q, k, v, beta, log_gate, state):
 
 
 def loop(step, *inputs, states=1, cu_seqlens=None):
-    """Token by token, from the states that come last; document after document if the row is packed."""
-    tokens, before = inputs[:-states], inputs[-states:]
+    """Token by token, from the states that come last; document after document if the row is packed.
+
+    Where queries have more heads than keys, each has keys, gates and states of its own, equal in a group.
+    """
+    q, k, *_ = inputs
+    G = q.shape[2] // k.shape[2]
+    tokens = q, *(x.repeat_interleave(G, dim=2) for x in inputs[1:-states])
+    before = [S.repeat_interleave(G, dim=1) for S in inputs[-states:]]
     ends = [0, tokens[0].shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
     documents = [before] if cu_seqlens is None else zip(*(S.split(1) for S in before))
     outputs, after = [], []
@@ -66,7 +72,7 @@ def loop(step, *inputs, states=1, cu_seqlens=None):
             o, *S = step(*(x[:, t] for x in tokens), *S)
             outputs.append(o)
         after.append(S)
-    return torch.stack(outputs, dim=1), *map(torch.cat, zip(*after))
+    return torch.stack(outputs, dim=1), *(torch.cat(S)[:, ::G] for S in zip(*after))
 
 
 def attention(q, k, v, window, key_mask=None, cu_seqlens=None, sinks=0):
@@ -126,10 +132,11 @@ RECURRENCES = [kind for kind, kernel in KERNELS.items() if kernel.states]
 def inputs(kind, T, K=16, V=16, M=16, gates="weak", dtype=torch.float32, B=1, H=1, N=None, Tk=None, Hkv=None):
     """The kernel's inputs by name; states are not zero. Rounded to `dtype` here, so that both sides see the same.
 
-    Args: N: documents, each with its states. Tk, Hkv: for the window, keys in all and their heads (one, if not given).
+    Args: N: documents, each with its states. Tk: for the window, keys in all. Hkv: their heads (for the window one, else H).
     """
     q = torch.randn(B, T, H, K) / (K**0.5 if kind == "slots" else 1)  # a softmax reads the slots
-    keys = B, Tk or T, Hkv or (1 if kind == "window" else H)
+    H = Hkv or (1 if kind == "window" else H)
+    keys = B, Tk or T, H
     args = {"q": q, "k": torch.randn(*keys, K), "v": torch.randn(*keys, V)}
     if kind == "slots":
         args["write"] = torch.rand(B, T, H, M)

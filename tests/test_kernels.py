@@ -48,7 +48,7 @@ def test_every_width(kind, widths):
 
 
 @pytest.mark.parametrize(
-    ("kind", "H", "Hkv"), [*((kind, 3, 3) for kind in KERNELS), ("window", 6, 3), ("window", 6, 1)]
+    ("kind", "H", "Hkv"), [(kind, *heads) for kind in KERNELS for heads in ((3, 3), (6, 3), (6, 1))]
 )
 def test_batch_and_heads_do_not_mix(kind, H, Hkv):
     check(kind, inputs(kind, 70, B=2, H=H, Hkv=Hkv))
@@ -62,6 +62,14 @@ def test_packed_documents(kind, options, dtype):
     """Shorter than a chunk or window, longer, and empty: at the start, inside and at the end."""
     ends = torch.tensor([0, 0, 7, 7, 73, 90, 90], device=DEVICE)
     check(kind, inputs(kind, 90, 24, 16, dtype=dtype, H=2, N=6), cu_seqlens=ends, **options)
+
+
+@every_recurrence
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_packed_documents_of_grouped_heads(kind, dtype):
+    ends = torch.tensor([0, 0, 7, 73, 90], device=DEVICE)
+    args = inputs(kind, 90, 24, 40, gates="mixed", dtype=dtype, H=6, Hkv=2, N=4)
+    check(kind, args, cu_seqlens=ends)
 
 
 @every_recurrence
@@ -204,19 +212,33 @@ def test_the_backend_argument_reaches_the_kernel_also_for_packed_documents():
     torch.testing.assert_close(state, expected_state, rtol=1e-4, atol=1e-4)
 
 
-def given(T=40, K=16):
-    q, k, v = torch.randn(3, 1, T, 2, K, device=DEVICE)
+def given(T=40, K=16, G=1):
+    q = torch.randn(1, T, 2 * G, K, device=DEVICE)
+    k, v = torch.randn(2, 1, T, 2, K, device=DEVICE)
     return q, k, v, F.logsigmoid(torch.randn(1, T, 2, K, device=DEVICE)) / 16
 
 
-def by_name(recurrence, T):
+def by_name(recurrence, T, G=1):
     """A recurrence through its public function, with inputs that are trained."""
-    q, k, v, g = (x.requires_grad_() for x in given(T))
+    q, k, v, g = (x.requires_grad_() for x in given(T, G=G))
     if recurrence == "slots":
         return slot_recurrence(q, k, v, -g.expm1(), g, backend="triton")
     if recurrence == "delta":
         return delta_recurrence(q, F.normalize(k, dim=-1), v, g[..., 0].exp(), g[..., 1], backend="triton")
     return gated_recurrence(q, k, v, g if recurrence == "diagonal" else g[..., 0], backend="triton")
+
+
+@pytest.mark.parametrize("recurrence", ["diagonal", "scalar", "delta", "slots"])
+def test_for_grouped_heads_nothing_is_repeated(recurrence):
+    """What is stored for the backward pass has the keys' heads, six times fewer than the queries'."""
+    stored = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: stored.setdefault(x.data_ptr(), x), lambda x: x):
+        by_name(recurrence, T=64, G=6)
+    q, k, v, g = given(T=64, G=6)
+    extra = (
+        2 * q.numel() if recurrence == "slots" else k.numel()
+    )  # what queries read of slots, before and after a softmax
+    assert sum(x.numel() for x in stored.values()) <= sum(x.numel() for x in (q, k, v, g)) + extra + 2 * k.numel()
 
 
 def test_under_autocast_a_kernel_has_one_dtype_and_its_output_the_callers(monkeypatch):

@@ -38,6 +38,11 @@ def wrappers(x):
     for gate in ((B, T, H), (B, T, H, K)):
         yield delta.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), x(*gate, dtype=float32), state)
     yield window.triton_window(q, k, v, 64, sinks=4)
+    q = x(B, T, 3 * H, K)  # three heads of queries share one of keys
+    yield diagonal.triton_recurrence(q, k, v, x(B, T, H, K, dtype=float32), state)
+    yield scalar.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), state)
+    for gate in ((B, T, H), (B, T, H, K)):
+        yield delta.triton_recurrence(q, k, v, x(B, T, H, dtype=float32), x(*gate, dtype=float32), state)
 
 
 class Driver:
@@ -90,9 +95,8 @@ def tiles_in_danger(kernel) -> list[str]:
     for number, line in enumerate(lines):
         loop = next((i for i in range(number - 1, -1, -1) if indents[i] < indents[number]), -1)
         if operands := re.search(r"warp_group_dot (%\w+), (%\w+), .*isAsync = true", line):
-            products[loop].append(
-                [tile for tile in operands.groups() if "memdesc" in made[tile]]
-            )  # others are registers
+            in_memory = [tile for tile in operands.groups() if "memdesc" in made[tile].rpartition("->")[2]]
+            products[loop].append(in_memory)  # others are registers: ptxas waits before it writes over them
         elif pendings := re.search(r"warp_group_dot_wait.*pendings = (\d+)", line):
             running[loop] = max(running[loop], int(pendings[1]))
     return [

@@ -125,7 +125,7 @@ def _run_triton(
     cu_seqlens: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    """The kernels know documents, but no groups: keys, values, gates and states are repeated for each query head.
+    """The kernels know documents and groups; nothing is repeated for them.
 
     With one gate per head values come with a column for a normaliser (mLSTM); they are filled up to a multiple of `ALIGNED`,
     since rows that begin anywhere cannot be read in one go.
@@ -135,12 +135,8 @@ def _run_triton(
     width = inputs[1].shape[-1]
     if recurrence is scalar and width % ALIGNED:
         inputs[1], *states = (F.pad(x, (0, -width % ALIGNED)) for x in (inputs[1], *states))
-    groups = q.shape[2] // inputs[0].shape[2]
-    if groups > 1:
-        inputs = [x.repeat_interleave(groups, dim=2) for x in inputs]
-        states = [S.repeat_interleave(groups, dim=1) for S in states]
     check_gradients(recurrence, form, (q, *inputs), states)
     o, *finals = form(q, *inputs, *states, cu_seqlens)
     if recurrence is scalar:
         o, *finals = (x[..., :width] for x in (o, *finals))
-    return o.to(dtype), *(S[:, ::groups] for S in finals)
+    return o.to(dtype), *finals

@@ -34,7 +34,7 @@ def doubtful(device: torch.device) -> bool:
 def check_gradients(
     recurrence: ModuleType, kernel: Callable, inputs: Sequence[Tensor], states: Sequence[Tensor]
 ) -> None:
-    """Compare the kernel's gradients with the chunked form's, once for each dtype, width and number of chunks.
+    """Compare the kernel's gradients with the chunked form's, once for each dtype, width, number of heads and of chunks.
 
     Args:
         inputs, states: what the kernel is about to be given; the first row and at most `TOKENS` of it are read.
@@ -47,7 +47,7 @@ def check_gradients(
         return
     rows = [x[:1, :TOKENS] for x in inputs]
     chunks = -(-rows[0].shape[1] // 64)
-    key = (recurrence.__name__, inputs[0].device, chunks, *((x.dtype, x.shape[3:]) for x in inputs))
+    key = (recurrence.__name__, inputs[0].device, chunks, *((x.dtype, x.shape[2:]) for x in inputs))
     if key in _held:
         return
     ours = _gradients(kernel, rows, states)
