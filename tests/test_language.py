@@ -75,6 +75,8 @@ def test_agreement_by_hand(tiny, small_slices):
         assert measured.per_row_loss[i].item() == pytest.approx(
             F.cross_entropy(said, torch.tensor(row[1:])).item(), rel=1e-5
         )
+        less_sure = ((p * p.log()).sum(-1) - (q * q.log()).sum(-1)).mean()
+        assert measured.per_row_entropy[i].item() == pytest.approx(less_sure.item(), rel=1e-3, abs=1e-6)
     assert measured.kl == pytest.approx(measured.per_row_kl.mean().item())
     assert measured.kl_standard_error == pytest.approx(abs(measured.per_row_kl[0] - measured.per_row_kl[1]).item() / 2)
     assert measured.per_row_kl.tolist() != pytest.approx(agreement(teacher, model, rows).per_row_kl.tolist(), rel=1e-2)

@@ -175,12 +175,14 @@ class Agreement:
     per_row_top1: share of positions where both have the same first choice, [N] float64.
     per_row_kl: KL(teacher ‖ model) in nats per token, [N] float64.
     per_row_loss: the model's own loss, [N] float64, as `row_losses` has it: the logits are there anyway.
+    per_row_entropy: entropy of its next token less that of the teacher's, in nats, [N] float64. Above 0 it is less sure.
     Means are over rows, and so are the standard errors: tokens of one row are not independent.
     """
 
     per_row_top1: Tensor
     per_row_kl: Tensor
     per_row_loss: Tensor
+    per_row_entropy: Tensor
 
     @property
     def top1(self) -> float:
@@ -232,12 +234,14 @@ def _parts(n: int) -> Iterator[slice]:
     return (slice(i, i + SLICE) for i in range(0, n, SLICE))
 
 
-def _compare(logits: Tensor, told: Tensor, labels: Tensor) -> Float[Tensor, "3 T"]:
-    """Same first choice (1 or 0), KL and loss of each position, float64."""
+def _compare(logits: Tensor, told: Tensor, labels: Tensor) -> Float[Tensor, "4 T"]:
+    """Same first choice (1 or 0), KL, loss and entropy above the teacher's, of each position, float64."""
     says, should = (x.float().log_softmax(-1) for x in (logits, told.to(logits.device)))
     kl = F.kl_div(says, should, log_target=True, reduction="none").sum(-1)
     same = (says.argmax(-1) == should.argmax(-1)).double()
-    return torch.stack([same, kl.double(), F.nll_loss(says, labels, reduction="none").double()]).cpu()
+    loss = F.nll_loss(says, labels, reduction="none")
+    less_sure = (should.exp() * should).sum(-1) - (says.exp() * says).sum(-1)
+    return torch.stack([same, kl.double(), loss.double(), less_sure.double()]).cpu()
 
 
 def loss_by_position(model: PreTrainedModel, rows: Rows, edges: Sequence[int]) -> list[tuple[int, float, float]]:

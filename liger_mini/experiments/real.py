@@ -190,11 +190,12 @@ class Texts:
 
 
 def on_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts) -> dict[str, Any]:
-    """Loss, KL and agreement of each row of both texts, and, where there are two branches, the loss on pydocs of each."""
+    """Loss, KL, agreement and entropy above the teacher's of each row of all texts; of pydocs also the loss of each branch."""
     found: dict[str, Any] = {}
     for name, rows in texts.rows.items():
         said = agreement(model, texts.told[name], rows)
         numbers = {"loss": said.per_row_loss, "kl": said.per_row_kl, "top1": said.per_row_top1}
+        numbers["entropy"] = said.per_row_entropy
         found[name] = {what: [round(x, 5) for x in per_row.tolist()] for what, per_row in numbers.items()}
     found["branches"] = {}
     recurrent = any(layer.branches[0] for layer in liger_layers(model))
