@@ -223,7 +223,6 @@ def _chunk_outputs(
         return
     t, values = tl.arange(0, C), block * BV + tl.arange(0, BV)
     k_row, state = row // SHARED, chunk_head // SHARED * K * V
-    g_n = load_gates(g_ptr + k_row, left, H)
     out_n = tl.zeros((C, BV), tl.float32)
     for one in range(ADDED):
         A, read = tl.zeros((C, C), tl.float32), tl.zeros((C, BV), tl.float32)
@@ -235,6 +234,7 @@ def _chunk_outputs(
             read += product(k_n if REVERSE else q_n, S_n, PRECISION)
             A += product(q_n, tl.trans(k_n), PRECISION)
         y_n = load_as_kept(y_ptr + (k_row * ADDED + one) * V, t, values, left, V, H * ADDED * V)
+        g_n = load_gates(g_ptr + k_row, left, H)  # not before the loop, which would carry it in registers
         A = beside(A * within_chunk(g_n), y_n, PRECISION)
         read *= tl.exp(suffix_sum(g_n) if REVERSE else prefix_sum(g_n))[:, None]
         out_n += read + product(tl.trans(A) if REVERSE else A, y_n, PRECISION)
