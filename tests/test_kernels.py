@@ -307,6 +307,8 @@ def test_where_gradients_are_doubted_a_kernel_shows_them_first_and_once(recurren
     assert len(calls) == 2  # once to show them, once for the caller
     run()
     assert len(calls) == 3
+    by_name(recurrence, T=70, G=2)[0].sum().backward()
+    assert len(calls) == 5  # for grouped heads another kernel is compiled, which has to show its own
 
 
 @pytest.mark.parametrize(
