@@ -96,7 +96,7 @@ def tiles_in_danger(kernel) -> list[str]:
         loop = next((i for i in range(number - 1, -1, -1) if indents[i] < indents[number]), -1)
         if operands := re.search(r"warp_group_dot (%\w+), (%\w+), .*isAsync = true", line):
             in_memory = [tile for tile in operands.groups() if "memdesc" in made[tile].rpartition("->")[2]]
-            products[loop].append(in_memory)  # others are registers: ptxas waits before it writes over them
+            products[loop].append(in_memory)  # others are registers, and no copy goes there
         elif pendings := re.search(r"warp_group_dot_wait.*pendings = (\d+)", line):
             running[loop] = max(running[loop], int(pendings[1]))
     return [
